@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from addiffusion_env.errors import ConfigError, unknown
 
@@ -48,11 +47,6 @@ def bucket_of(rows: int, buckets: Sequence[int]) -> int:
         return rows
     largest = buckets[-1]
     return next((size for size in buckets if size >= rows), -(-rows // largest) * largest)
-
-
-def filled(value: Tensor, rows: int) -> Tensor:
-    """(n, ...) -> (rows, ...), the last row repeated."""
-    return torch.cat([value, value[-1:].expand(rows - len(value), *value.shape[1:])]) if rows > len(value) else value
 
 
 def check_mode(mode: str) -> None:

@@ -19,6 +19,7 @@ convention             schedulers                      latents at ``step``      
 
 from __future__ import annotations
 
+import copy
 import math
 from abc import ABC, abstractmethod
 from dataclasses import replace
@@ -44,7 +45,6 @@ class Convention(ABC):
 
     path: NoisePath
 
-    @abstractmethod
     def levels(self, scheduler: Any, times: Tensor, begin: int) -> np.ndarray:
         """The noise level at each of a plan's (m,) timesteps, and the final level: (m + 1,) float64.
 
@@ -53,6 +53,10 @@ class Convention(ABC):
             times: (m,) timesteps that the pipeline's loop iterates over.
             begin: index of the first of them in ``scheduler.timesteps``.
         """
+        found = torch.as_tensor(scheduler.sigmas).double().cpu().numpy()[begin : begin + len(times) + 1]
+        if len(found) == len(times):  # FlowMatchHeun and others without a last one
+            found = np.append(found, 0.0)
+        return np.minimum(found, LOWEST_ALPHA**-0.5)
 
     def time_at(self, sigma: float, times: Tensor, levels: np.ndarray) -> float:
         """The timestep of a level, which may lie between those of the plan: linear in the level."""
@@ -107,7 +111,7 @@ class Flow(Convention):
 
     def levels(self, scheduler: Any, times: Tensor, begin: int) -> np.ndarray:
         """See :meth:`Convention.levels`."""
-        found = _sigmas(scheduler, times, begin)
+        found = super().levels(scheduler, times, begin)
         return 1 - found if self.inverted else found
 
     def clean(self, x: Tensor, output: Tensor, sigma: Tensor) -> Tensor:
@@ -137,7 +141,7 @@ class Discrete(Convention):
     def levels(self, scheduler: Any, times: Tensor, begin: int) -> np.ndarray:
         """See :meth:`Convention.levels`."""
         if getattr(scheduler, "sigmas", None) is not None:
-            found = _sigmas(scheduler, times, begin)
+            found = super().levels(scheduler, times, begin)
             middle = getattr(scheduler, "sigmas_interpol", None)
             if middle is not None:  # second-order steps: every other evaluation is between two levels
                 between = middle.double().cpu().numpy()[begin : begin + len(found)]
@@ -180,17 +184,12 @@ class Elucidated(Convention):
 
     Args:
         preconditions: the scheduler's own ``precondition_outputs``; ``None`` for a velocity ``(x - x0) / sigma``.
-        data: standard deviation of the clean latents.
     """
 
     path = VariancePreserving()
 
     def __init__(self, preconditions: Any = None) -> None:
         self.preconditions = preconditions
-
-    def levels(self, scheduler: Any, times: Tensor, begin: int) -> np.ndarray:
-        """See :meth:`Convention.levels`."""
-        return _sigmas(scheduler, times, begin)
 
     def time_at(self, sigma: float, times: Tensor, levels: np.ndarray) -> float:
         """Linear in the logarithm of the level."""
@@ -214,7 +213,7 @@ class Elucidated(Convention):
 
 
 class Trigonometric(Convention):
-    """TrigFlow: times are angles from pi/2 (noise) to 0; ``sigma = tan t``; clean latents have deviation ``data``."""
+    """TrigFlow: times are angles from pi/2 (noise) to 0; ``sigma = tan t``."""
 
     path = VariancePreserving()
 
@@ -259,13 +258,6 @@ class Cosine(Discrete):
         return Convention.respaced(self, steps, spacing)
 
 
-def _sigmas(scheduler: Any, times: Tensor, begin: int) -> np.ndarray:
-    found = torch.as_tensor(scheduler.sigmas).double().cpu().numpy()[begin : begin + len(times) + 1]
-    if len(found) == len(times):  # FlowMatchHeun and others without a last one
-        found = np.append(found, 0.0)
-    return np.minimum(found, LOWEST_ALPHA**-0.5)
-
-
 def convention_of(scheduler: Any) -> Convention:
     """The convention of a scheduler whose timesteps are set.
 
@@ -287,13 +279,11 @@ def convention_of(scheduler: Any) -> Convention:
     if hasattr(scheduler, "_alpha_cumprod"):
         return Cosine(scheduler)
     if getattr(scheduler, "alphas_cumprod", None) is not None and kind in ("epsilon", "v_prediction", "sample"):
-        schedule = DiscreteSchedule.from_alphas_cumprod(
-            scheduler.alphas_cumprod, True, int(config.get("steps_offset", 0))
-        )
+        offset = int(config.get("steps_offset", 0))
+        schedule = DiscreteSchedule.from_alphas_cumprod(scheduler.alphas_cumprod, True, offset)
         final = getattr(scheduler, "final_alpha_cumprod", None)
         if final is not None and float(final) < 1:
-            end = math.sqrt((1 - float(final)) / float(final))
-            schedule = replace(schedule, final_sigma=end)
+            schedule = replace(schedule, final_sigma=math.sqrt((1 - float(final)) / float(final)))
         elif config.get("final_sigmas_type") == "sigma_min":
             schedule = replace(schedule, final_sigma=float(np.exp(schedule.log_sigmas[0])))
         return Discrete(schedule, kind, scales_input(scheduler))
@@ -307,8 +297,6 @@ def scales_input(scheduler: Any) -> bool:
     """Whether a scheduler's latents are ``x0 + sigma noise``, so that it scales the network's input."""
     if getattr(scheduler, "sigmas", None) is None:
         return False
-    import copy
-
     trial = copy.copy(scheduler)
     one = torch.ones(1)
     return not torch.equal(trial.scale_model_input(one, trial.timesteps[0]).cpu(), one)

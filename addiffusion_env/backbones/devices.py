@@ -78,14 +78,6 @@ def without_triton() -> Iterator[None]:
         del sys.modules["triton"]
 
 
-def dtype_keyword() -> str:
-    """Name of the keyword for the precision of ``from_pretrained`` in the installed version of diffusers."""
-    from diffusers import __version__
-    from packaging.version import Version
-
-    return "dtype" if Version(__version__) >= Version("0.42") else "torch_dtype"
-
-
 @contextmanager
 def quiet_loading() -> Iterator[None]:
     """Context manager: transformers shows no progress bars and diffusers logs errors only; both are restored after."""

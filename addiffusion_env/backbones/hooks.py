@@ -1,8 +1,7 @@
 """Reads attention maps and features inside a denoiser while it runs.
 
-Each attention layer's own processor still computes the output (whether SDPA, xFormers or LoRA); in addition, the
-attention weights of the requested rows are recomputed from the same projections. On leaving the context, the original
-processor objects are restored.
+The attention layers compute their output as they are (whether with SDPA, xFormers or LoRA); in addition, hooks on them
+recompute the attention weights of the requested rows from the same projections.
 
 They are by-products of the evaluation, so a policy that reads them needs neither a preview nor a scorer. Such features
 were studied as inputs of small networks by Baranchuk et al. 2022 (arXiv:2112.03126).
@@ -58,59 +57,12 @@ class AttentionStore:
         return self._sum / self._layers
 
 
-class CaptureProcessor:
-    """Calls a UNet cross-attention layer's own processor, then records its attention into a store."""
-
-    def __init__(self, inner: Any, store: AttentionStore) -> None:
-        self.inner = inner
-        self.store = store
-
-    def __call__(
-        self,
-        attn: Any,
-        hidden_states: Tensor,
-        encoder_hidden_states: Tensor | None = None,
-        *args: Any,
-        **kwargs: Any,
-    ) -> Tensor:
-        """The inner processor's output, unchanged."""
-        output = self.inner(attn, hidden_states, encoder_hidden_states, *args, **kwargs)
-        if encoder_hidden_states is not None and self.store.wants(hidden_states):
-            rows = self.store.rows.to(hidden_states.device)
-            self.store.add(cross_attention(attn, hidden_states[rows], encoder_hidden_states[rows]))
-        return output
-
-
-class JointCaptureProcessor:
-    """Calls a Flux joint-attention layer's own processor, then records its image-to-text block into a store."""
-
-    def __init__(self, inner: Any, store: AttentionStore) -> None:
-        self.inner = inner
-        self.store = store
-
-    def __call__(
-        self,
-        attn: Any,
-        hidden_states: Tensor,
-        encoder_hidden_states: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        image_rotary_emb: Any = None,
-        **kwargs: Any,
-    ) -> Any:
-        """The inner processor's output, unchanged."""
-        output = self.inner(attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb, **kwargs)
-        if encoder_hidden_states is not None and self.store.wants(hidden_states):
-            rows = self.store.rows.to(hidden_states.device)
-            self.store.add(joint_attention(attn, hidden_states[rows], encoder_hidden_states[rows], image_rotary_emb))
-        return output
-
-
 def heads_of(attn: Any, projected: Tensor) -> Tensor:
     """(B, tokens, heads * d) -> (B, heads, tokens, d)."""
     return projected.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
 
 
-def cross_attention(attn: Any, image: Tensor, text: Tensor) -> Tensor:
+def cross_attention(attn: Any, image: Tensor, text: Tensor, rotary: None = None) -> Tensor:
     """Softmax(q k / sqrt(d)) of image tokens (B, N, C) over text tokens (B, T, D), averaged over heads: (B, N, T)."""
     query, key = heads_of(attn, attn.to_q(image)), heads_of(attn, attn.to_k(text))
     # Logits in float32: those of Stable Diffusion 2 overflow in half precision.
@@ -137,11 +89,9 @@ def joint_attention(attn: Any, image: Tensor, text: Tensor, rotary: Any) -> Tens
     key = torch.cat([text_key, image_key], dim=2)
     tokens = text.shape[1]
     if rotary is not None:
-        env_step: Callable[..., Any] = (
-            apply_rotary_emb  # annotated as returning a tuple, which it does for other models
-        )
-        query = env_step(query, tuple(angles[tokens:] for angles in rotary))
-        key = env_step(key, rotary)
+        rotated: Callable[..., Any] = apply_rotary_emb  # annotated as returning a tuple, as it does for other models
+        query = rotated(query, tuple(angles[tokens:] for angles in rotary))
+        key = rotated(key, rotary)
     total = query.new_zeros((len(query), query.shape[2], tokens), dtype=torch.float32)
     # Head by head: at 1024 pixels the logits of all 24 heads would take 1.7 GB per row.
     for head in range(query.shape[1]):
@@ -151,33 +101,32 @@ def joint_attention(attn: Any, image: Tensor, text: Tensor, rotary: Any) -> Tens
 
 
 @contextmanager
-def swapped_processors(denoiser: Any, wrap: Callable[[str, Any], Any]) -> Iterator[None]:
-    """Context manager that replaces a diffusers model's processors by ``wrap(name, processor)``."""
-    before = dict(denoiser.attn_processors)
+def captured_attention(denoiser: nn.Module, store: AttentionStore) -> Iterator[None]:
+    """Context manager in which every layer that attends from the image to the text also writes to ``store``.
+
+    In diffusers' UNets that is attn2, attn1 being self-attention; in a Flux transformer the double-stream layers, since
+    single-stream layers process text and image as one sequence.
+    """
+    joint = type(denoiser).__name__ == "FluxTransformer2DModel"
+    weights: Callable[..., Tensor] = joint_attention if joint else cross_attention
+    start, end = ("transformer_blocks.", ".attn") if joint else ("", ".attn2")
+
+    def record(attn: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        image, text = args[0] if args else kwargs["hidden_states"], kwargs.get("encoder_hidden_states")
+        text = text[0] if isinstance(text, tuple) else text  # an IP-Adapter's images are behind the text
+        if text is not None and store.wants(image):
+            rows = store.rows.to(image.device)
+            store.add(weights(attn, image[rows], text[rows], kwargs.get("image_rotary_emb")))
+
+    layers = [layer for name, layer in denoiser.named_modules() if name.startswith(start) and name.endswith(end)]
+    handles = [layer.register_forward_pre_hook(record, with_kwargs=True) for layer in layers]
     try:
-        denoiser.set_attn_processor({name: wrap(name, processor) for name, processor in before.items()})
-        yield
+        # A graph that was compiled before does not call hooks.
+        with torch.compiler.set_stance("force_eager"):
+            yield
     finally:
-        # set_attn_processor empties the dict.
-        denoiser.set_attn_processor(dict(before))
-
-
-@contextmanager
-def captured_cross_attention(denoiser: Any, store: AttentionStore) -> Iterator[None]:
-    """Context manager in which every cross-attention layer of a UNet also writes to ``store``."""
-    # In diffusers' UNets attn1 is self-attention and attn2 cross-attention.
-    with swapped_processors(denoiser, lambda name, p: CaptureProcessor(p, store) if ".attn2." in name else p):
-        yield
-
-
-@contextmanager
-def captured_joint_attention(denoiser: Any, store: AttentionStore) -> Iterator[None]:
-    """Context manager in which every double-stream layer of a Flux transformer also writes to ``store``."""
-    # Single-stream layers process text and image as one sequence; double-stream layers keep them separate.
-    with swapped_processors(
-        denoiser, lambda name, p: JointCaptureProcessor(p, store) if name.startswith("transformer_blocks.") else p
-    ):
-        yield
+        for handle in handles:
+            handle.remove()
 
 
 class FeatureHook:

@@ -137,10 +137,7 @@ class _Describer:
 
     def held(self, value: Any, place: str = "", within: tuple[int, ...] = ()) -> dict[str, Any]:
         """Class and attributes of an object."""
-        kind: Any = type(value)
-        found: dict[str, Any] = {"class": name_of(kind)}
-        if source := _source(kind):
-            found["source"] = source
+        kind, found = type(value), _class_of(value)
         within = (*within, id(value))
         left_out = {name for base in kind.__mro__ for name in vars(base).get("not_identity", ())}
         for name, item in vars(value).items():
@@ -203,10 +200,8 @@ class _Describer:
             return {"class": name_of(type(value)), "vocabulary": _vocabulary(value)}
         if isinstance(getattr(value, "components", None), Mapping):  # a diffusers pipeline
             parts = self.of(value.components, place, (*within, id(value)))
-            kind: Any = type(value)
-            source = _source(kind)
             plain = {k: v for k, v in _config(getattr(value, "config", {})).items() if k not in parts}
-            return {"class": name_of(kind), **({"source": source} if source else {}), **plain, **parts}
+            return {**_class_of(value), **plain, **parts}
         if hasattr(value, "config") and hasattr(value, "save_config"):  # a diffusers scheduler
             settings = {"class": name_of(type(value)), "config": _config(value.config)}
             # Stored outside the configuration, and read by backbones: set_shift, rescaled betas.
@@ -229,10 +224,7 @@ class _Describer:
         first = self.places.setdefault(id(module), place)
         if first != place:
             return {"same as": first}
-        kind: Any = type(module)
-        found: dict[str, Any] = {"class": name_of(kind)}
-        if source := _source(kind):
-            found["source"] = source
+        found = _class_of(module)
         config: Any = getattr(module, "config", None)
         config = config.to_dict() if hasattr(config, "to_dict") else config
         if isinstance(config, Mapping):
@@ -245,6 +237,12 @@ class _Describer:
             found["adapter_scales"] = sorted(scales)
         found["settings"] = digest_of(settings)
         return found
+
+
+def _class_of(value: Any) -> dict[str, Any]:
+    kind: Any = type(value)
+    source = _source(kind)
+    return {"class": name_of(kind), **({"source": source} if source else {})}
 
 
 def _closed_over(function: types.FunctionType) -> Iterator[Any]:

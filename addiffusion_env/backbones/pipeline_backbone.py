@@ -31,9 +31,9 @@ from addiffusion_env.backbones.calls.latent_layout import LatentLayout
 from addiffusion_env.backbones.calls.loaded import (
     NO_LIMIT,
     ays_timesteps,
-    check_lengths,
     check_pipeline,
     check_size,
+    check_windows,
     parts_of,
     token_limit,
 )
@@ -46,7 +46,7 @@ from addiffusion_env.backbones.conventions import Discrete
 from addiffusion_env.backbones.fingerprint import name_of
 from addiffusion_env.backbones.identity import described
 from addiffusion_env.backbones.pipeline_options import ArgumentOptions, PipelineOptions
-from addiffusion_env.backbones.pipelines import load_pipeline
+from addiffusion_env.backbones.pipelines import PipelineSpec, load_pipeline
 from addiffusion_env.backbones.schedules import rows
 from addiffusion_env.backbones.solvers import SCHEDULER, ddim_step
 from addiffusion_env.errors import CapabilityError
@@ -73,6 +73,7 @@ class PipelineBackbone(Backbone):
         **options: the fields of :class:`PipelineOptions`, and :attr:`argument_options`.
 
     Attributes:
+        spec: the checkpoint of a backbone of one pipeline class; ``None`` for any pipeline.
         own: arguments of the pipeline's call that differ from the pipeline's own defaults.
         argument_options: options that set arguments of the call: ``image_size`` sets ``height`` and ``width``.
 
@@ -84,6 +85,7 @@ class PipelineBackbone(Backbone):
     """
 
     name = "diffusers"
+    spec: ClassVar[PipelineSpec | None] = None
     own: ClassVar[Mapping[str, Any]] = {}
     argument_options: ClassVar[Mapping[str, tuple[str, ...]]] = {}
 
@@ -103,9 +105,9 @@ class PipelineBackbone(Backbone):
     def _measure(self) -> None:
         self.options.prepare(self.pipe)
         self._parts = parts_of(self.pipe)
-        self.evaluator = Evaluator(self.pipe, self.arguments.guidance_name)
+        self.evaluator = Evaluator(self.arguments)
         with torch.random.fork_rng(devices=[]):
-            self.measured: Measurements = measure(self.evaluator, self.arguments)
+            self.measured: Measurements = measure(self.evaluator)
         assert self.measured.request.plan is not None
         check_size(self.pipe, self.arguments, self.measured.image_size)
         self.convention = self.measured.request.plan.convention
@@ -156,12 +158,8 @@ class PipelineBackbone(Backbone):
         load = load or Load()
         known = cls._options(load.options, LOADING)
         options = {name: value for name, value in load.options.items() if name not in LOADING}
-        pipe = cls._loaded(load, load.options.get("variant"), known.offload)
+        pipe = load_pipeline(load, load.options.get("variant"), known.offload, cls.spec)
         return cls(pipe, load.options.get("pipeline_kwargs"), **options)
-
-    @classmethod
-    def _loaded(cls, load: Load, variant: str | None, offload: str) -> Any:
-        return load_pipeline(load, variant, offload)
 
     @classmethod
     def from_pipeline(cls, pipe: Any, pipeline_kwargs: Mapping[str, Any] | None = None, **options: Any) -> Self:
@@ -181,15 +179,16 @@ class PipelineBackbone(Backbone):
     @property
     def identity(self) -> Mapping[str, Any]:
         """The pipeline with all its components, the arguments of its calls, and the preview decoder."""
-        options = replace(self.options, preview=None)  # the decoder is described by its content
-        held = {
+        parts = {
             "pipe": self.pipe,
             "arguments": self.arguments.given,
             "preview": self.preview_decoder.find(),
-            "options": options,
+            "options": replace(self.options, preview=None),  # the decoder is described by its content
+            "capabilities": self.capabilities,
+            "device": self.device,
+            "dtype": self.measured.dtype,
         }
-        form = {"capabilities": self.capabilities, "device": self.device, "dtype": self.measured.dtype}
-        return {"class": name_of(type(self)), **described({**held, **form})}
+        return {"class": name_of(type(self)), **described(parts)}
 
     def refresh(self) -> None:
         """See :meth:`Backbone.refresh`; a pipeline that was moved, or has replaced components, is measured again."""
@@ -231,7 +230,7 @@ class PipelineBackbone(Backbone):
     def encode(self, prompts: Sequence[str]) -> Conditioning:
         """Creates requests for prompts; the pipeline encodes each text once, when the first call is opened."""
         texts = check_prompts(prompts)
-        check_lengths(self.pipe, texts, self._most_tokens)
+        check_windows(self.pipe, texts, self._most_tokens)
         content = self.network.content_positions(texts)
         return Conditioning({}, content, tuple(self.request(text) for text in texts))
 
@@ -245,7 +244,7 @@ class PipelineBackbone(Backbone):
     ) -> tuple[Conditioning, Latents, list[np.ndarray]]:
         """See :meth:`Backbone.begin`; the pipeline draws the noise, with the generator of each prompt and seed."""
         texts = [prompt.text for prompt, _ in images]
-        check_lengths(self.pipe, texts, self._most_tokens)
+        check_windows(self.pipe, texts, self._most_tokens)
         with self.evaluator.texts.unchanged():
             begun = [self._begun(*image, steps, spacing) for image in images]
         content = self.network.content_positions(texts)
@@ -331,14 +330,13 @@ class PipelineBackbone(Backbone):
         inner = layout.back(x)
         inner = (inner * rows(factors, inner)).to(self.measured.dtype)
         guidance = self.measured.guidance
+        lanes = zip(requests, levels, guidance_scale.tolist(), inner.split(1), strict=True)
         evaluations = [
             Evaluation(request, guidance.argument_for(request, scale), *self.plan_of(request).at(level), latents)
-            for request, level, scale, latents in zip(
-                requests, levels, guidance_scale.tolist(), inner.split(1), strict=True
-            )
+            for request, level, scale, latents in lanes
         ]
-        with self.network.watching(capture, self.capabilities.attention_grid):
-            found = self.evaluator.evaluate(evaluations)
+        self.network.watch(capture, self.capabilities.attention_grid)
+        found = self.evaluator.evaluate(evaluations)
         samples = torch.cat([item.step.sample for item in found]).float()
         outputs = torch.cat([item.step.output for item in found]).float()
         x0 = layout.outer(self.convention.clean(samples / rows(factors, samples), outputs, sigma))

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from addiffusion_env.backbones.base import Load
-from addiffusion_env.backbones.devices import dtype_keyword, quiet_loading, resolve_device, resolve_dtype
+from addiffusion_env.backbones.devices import quiet_loading, resolve_device, resolve_dtype
 from addiffusion_env.backbones.memory import place
 from addiffusion_env.errors import ConfigError, WeightsError
 from addiffusion_env.files import (
@@ -82,7 +82,7 @@ def load_pipeline(
             "give name_or_path= (a hub id, a folder or a .safetensors file), or pipe= with a loaded pipeline",
         )
     device = resolve_device(load.device)
-    settings = {dtype_keyword(): resolve_dtype(load.dtype, device, spec.auto_dtype if spec else "bfloat16")}
+    settings = {"dtype": resolve_dtype(load.dtype, device, spec.auto_dtype if spec else "bfloat16")}
     path = Path(name).expanduser()
     if path.is_file() and spec is None:
         pipe = _from_file(path, settings)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from addiffusion_env.backbones.devices import dtype_keyword, quiet_loading
+from addiffusion_env.backbones.devices import quiet_loading
 from addiffusion_env.errors import WeightsError
 from addiffusion_env.files import again, file_in, folder_of, in_a_line, read_json
 
@@ -39,7 +39,7 @@ def tiny_decoder(name_or_path: str, channels: int, dtype: torch.dtype) -> nn.Mod
     file_in(folder, "diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
     try:
         with quiet_loading():
-            return AutoencoderTiny.from_pretrained(folder, local_files_only=True, **{dtype_keyword(): dtype})
+            return AutoencoderTiny.from_pretrained(folder, local_files_only=True, dtype=dtype)
     except Exception as error:
         raise WeightsError(
             f"{folder} does not load as AutoencoderTiny: {in_a_line(error)}", again(folder / "*")

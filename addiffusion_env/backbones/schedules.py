@@ -171,18 +171,12 @@ class DiscreteSchedule:
         object.__setattr__(self, "train_steps", len(self.log_sigmas))
 
     @classmethod
-    def from_alphas_cumprod(
-        cls,
-        alphas_cumprod: Tensor,
-        set_alpha_to_one: bool,
-        steps_offset: int,
-        ays_timesteps: tuple[int, ...] = AYS_SD15,
-    ) -> DiscreteSchedule:
+    def from_alphas_cumprod(cls, alphas_cumprod: Tensor, set_alpha_to_one: bool, steps_offset: int) -> DiscreteSchedule:
         """Reads a diffusers scheduler's ``alphas_cumprod`` (T,)."""
         # Zero terminal SNR (arXiv:2305.08891) would start at sigma = inf; clipped as in diffusers' Euler scheduler.
         alphas = np.clip(alphas_cumprod.cpu().double().numpy(), 2.0**-24, None)
         log_sigmas = 0.5 * (np.log1p(-alphas) - np.log(alphas))
-        return cls(log_sigmas, 0.0 if set_alpha_to_one else float(np.exp(log_sigmas[0])), steps_offset, ays_timesteps)
+        return cls(log_sigmas, 0.0 if set_alpha_to_one else float(np.exp(log_sigmas[0])), steps_offset)
 
     def sigmas(self, steps: int, spacing: str) -> np.ndarray:
         """Noise levels of a schedule, (steps + 1,) float64, decreasing; the last is ``final_sigma``.

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from addiffusion_env.backbones.base import Backbone, Capabilities, Conditioning, Prediction, check_prompts
 from addiffusion_env.backbones.conventions import Discrete, convention_of
 from addiffusion_env.backbones.fingerprint import sampled
-from addiffusion_env.backbones.hooks import AttentionStore, FeatureHook, captured_cross_attention, hook
+from addiffusion_env.backbones.hooks import AttentionStore, FeatureHook, captured_attention, hook
 from addiffusion_env.backbones.openvino import OpenVino, compute
 from addiffusion_env.backbones.previews import resized
 from addiffusion_env.backbones.schedules import rows
@@ -167,7 +167,7 @@ class StableDiffusionBackbone(Backbone):
         store = self._store(capture)
         text = self._network_text(conditioning, guided)
         if self.engine is None:
-            with captured_cross_attention(self.denoiser, store) if store else nullcontext():
+            with captured_attention(self.denoiser, store) if store else nullcontext():
                 output = self.denoiser(noisy.to(self.dtype), times, encoder_hidden_states=text, return_dict=False)[0]
             features = self.hook.take(size)
         else:
@@ -175,7 +175,7 @@ class StableDiffusionBackbone(Backbone):
             features = pooled[:size]
             if store is not None:  # only torch has attention maps: these rows again, so that no other row changes
                 asked, store.rows = store.rows, torch.arange(len(store.rows))
-                with captured_cross_attention(self.denoiser, store):
+                with captured_attention(self.denoiser, store):
                     self.denoiser(noisy[asked], times[asked], encoder_hidden_states=text[asked])
                 self.hook.take(0)
                 store.rows = asked

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -21,14 +22,30 @@ def tokenize(tokenizer: Any, prompts: list[str], max_tokens: int, truncate: bool
         PromptError: when a prompt does not fit and ``truncate`` is off.
     """
     rows = tokenizer(prompts, padding="max_length", max_length=max_tokens, truncation=truncate).input_ids
-    for prompt, ids in zip(prompts, rows, strict=True):
-        if len(ids) > max_tokens:
+    check_lengths(prompts, map(len, rows), max_tokens)
+    return torch.tensor(rows)
+
+
+def check_lengths(prompts: Iterable[str], lengths: Iterable[int], limit: int) -> None:
+    """Refuses prompts of more than ``limit`` tokens.
+
+    Raises:
+        PromptError: with the first such prompt's length.
+    """
+    for prompt, length in zip(prompts, lengths, strict=True):
+        if length > limit:
             raise PromptError(
-                f"prompt of {len(ids)} tokens, the text window holds {max_tokens} (special tokens included): "
-                f"{prompt[:60]!r}",
+                f"prompt of {length} tokens, the text window holds {limit} (special tokens included): {prompt[:60]!r}",
                 "shorten it, or set truncate_prompts=true to drop its end",
             )
-    return torch.tensor(rows)
+
+
+def expanded(pipe: Any, tokenizer: Any, prompts: Sequence[str]) -> list[str]:
+    """Prompts in which the pipeline has replaced each textual inversion by one token for each of its vectors."""
+    added = set(tokenizer.added_tokens_encoder) - set(tokenizer.all_special_tokens)
+    if added and hasattr(pipe, "maybe_convert_prompt"):
+        return [pipe.maybe_convert_prompt(prompt, tokenizer) for prompt in prompts]
+    return list(prompts)
 
 
 def content_positions(tokenizer: Any, ids: Tensor) -> tuple[tuple[int, ...], ...]:

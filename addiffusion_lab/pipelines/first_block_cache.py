@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 from torch import nn
 
 from addiffusion_env.backbones.base import Backbone
-from addiffusion_env.backbones.flux import FluxBackbone, packed, unpacked
+from addiffusion_env.backbones.named_pipelines import FluxBackbone
 from addiffusion_env.backbones.pipeline_backbone import PipelineBackbone
 from addiffusion_env.engine.process import ProcessConfig
 from addiffusion_env.errors import CapabilityError
@@ -78,10 +78,11 @@ class FirstBlockCache(WholePipeline):
         network = pipe.transformer
         blocks = [*network.transformer_blocks, *network.single_transformer_blocks]
         inputs = call_inputs(pipe, backbone, process, prompt, seed)
-        inputs["latents"] = packed(inputs["latents"])
+        latents = inputs["latents"]
+        inputs["latents"] = pipe._pack_latents(latents, *latents.shape)
         with first_block_cache(network, self.threshold), counted(network) as calls, counted_runs(blocks[-1]) as whole:
             tokens = pipe(**inputs).images
-        latents = unpacked(tokens.float(), *backbone.capabilities.latent_shape[1:])
+        latents = pipe._unpack_latents(tokens.float(), *latents.shape[2:], vae_scale_factor=1)
         skipped = calls.rows - whole[0]
         costs = {"skipped_calls": float(skipped)}
         return PipelineResult(backbone.decode(latents)[0], whole[0] + skipped / len(blocks), calls.rows, costs)

@@ -5,12 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from addiffusion_env.backbones.hooks import (
-    AttentionStore,
-    captured_cross_attention,
-    captured_joint_attention,
-    joint_attention,
-)
+from addiffusion_env.backbones.calls.denoiser_hooks import attention_grid
+from addiffusion_env.backbones.hooks import AttentionStore, captured_attention, joint_attention
 from addiffusion_env.errors import CapabilityError
 
 SLOW = pytest.mark.slow  # one UNet and one transformer run in `make test`; the backbone is the same for all
@@ -26,10 +22,6 @@ def inputs(backbone, rows=3):
     return x, sigma, backbone.encode(TEXTS[:rows]), scale
 
 
-def captured(backbone, store):
-    return (captured_joint_attention if backbone.name == "flux" else captured_cross_attention)(backbone.denoiser, store)
-
-
 @pytest.fixture(params=NAMES)
 def backbone(request, tiny):
     return tiny(request.param).wrap()
@@ -43,27 +35,47 @@ def test_the_prediction_does_not_change(backbone):
     assert plain.attention is None
 
 
-def test_the_processors_are_the_very_same_objects_afterwards(backbone):
-    before = backbone.denoiser.attn_processors
+def hooks_of(module):
+    return [hook for layer in module.modules() for hook in layer._forward_pre_hooks.values()]
+
+
+def test_no_hooks_stay_and_the_processors_are_the_very_same_objects(backbone):
+    before, hooks = backbone.denoiser.attn_processors, hooks_of(backbone.denoiser)
     backbone.predict(*inputs(backbone), torch.tensor([True, True, True]))
     after = backbone.denoiser.attn_processors
     assert before.keys() == after.keys()
     assert all(before[name] is after[name] for name in before)
+    assert hooks_of(backbone.denoiser) == hooks
 
 
 def test_also_after_an_exception(backbone):
-    before = backbone.denoiser.attn_processors
+    before = hooks_of(backbone.denoiser)
     store = AttentionStore(torch.tensor([0]), (4, 4))
 
     def interrupted():
-        with captured(backbone, store):
-            assert any(value is not before[name] for name, value in backbone.denoiser.attn_processors.items())
+        with captured_attention(backbone.denoiser, store):
+            assert len(hooks_of(backbone.denoiser)) > len(before)
             raise RuntimeError("half-way")
 
     with pytest.raises(RuntimeError, match="half-way"):
         interrupted()
-    after = backbone.denoiser.attn_processors
-    assert all(before[name] is after[name] for name in before)
+    assert hooks_of(backbone.denoiser) == before
+
+
+def test_layers_compiled_in_place_are_captured_too(tiny):
+    """Compiled code does not call hooks that were added after it was compiled."""
+    backbone = tiny("sd15").wrap()
+    given = inputs(backbone)
+    expected = backbone.predict(*given, torch.tensor([True, True, True]))
+    try:
+        backbone.denoiser.compile(backend="eager")
+        plain = backbone.predict(*given)  # compiled here
+        observed = backbone.predict(*given, torch.tensor([True, True, True]))
+    finally:
+        backbone.denoiser._compiled_call_impl = None
+        torch._dynamo.reset()
+    torch.testing.assert_close(observed.attention, expected.attention)
+    torch.testing.assert_close(observed.x0, plain.x0)
 
 
 def test_a_users_own_processor_keeps_working(tiny):
@@ -150,10 +162,20 @@ def test_joint_attention_is_what_the_layers_compute(tiny, monkeypatch):
     torch.testing.assert_close(joint_attention(attn, image, text, rotary), expected, atol=1e-6, rtol=1e-5)
 
 
+def test_the_grid_of_latents_with_odd_sides_is_that_of_the_layers(tiny):
+    """1048 pixels are 131 latents: a UNet's levels round up."""
+    unet = tiny("sd15").pipe.unet
+    store = AttentionStore(torch.tensor([0]), attention_grid(unet, (4, 13, 8)))
+    text = torch.randn(1, 24, unet.config.cross_attention_dim)
+    with torch.no_grad(), captured_attention(unet, store):
+        unet(torch.randn(1, 4, 13, 8), 1, encoder_hidden_states=text)
+    assert store.mean().shape == (1, 24, 7, 4)
+
+
 def test_a_grid_that_no_layer_has_is_refused(tiny):
     backbone = tiny("sd15").wrap()
     store = AttentionStore(torch.tensor([0]), (5, 5))
-    with captured_cross_attention(backbone.denoiser, store):
+    with captured_attention(backbone.denoiser, store):
         backbone.predict(*inputs(backbone))
     with pytest.raises(CapabilityError, match="5x5"):
         store.mean()

@@ -11,6 +11,7 @@ from zoo import ZOO
 from zoo.compare import OTHER, PROMPT, ROUNDING, adaptive_image, check_same, difference, own_image, two_lines, wrapped
 
 from addiffusion_env import AdaptivePipeline
+from addiffusion_env.backbones.pipeline_backbone import PipelineBackbone
 from addiffusion_env.errors import ConfigError
 from addiffusion_lab.tiny_pipelines.tasks import image
 
@@ -172,6 +173,25 @@ def test_an_image_prompt_of_each_image():
     own = {**plain, "ip_adapter_image_embeds": embeds}
     check_two(wrapped(pipe, own), pipe, own)
     assert difference(own_image(pipe, own), wanted[0]) <= ROUNDING
+
+
+def test_attention_is_read_without_changing_masked_image_prompts():
+    """The layers' text is a tuple there, and diffusers drops arguments that a processor does not name."""
+    pipe, given = ZOO["sd15_ip_adapter"](), settings("sd15_ip_adapter")
+    mask = torch.zeros(1, 1, 16, 16)
+    mask[..., :8] = 1
+    backbone = PipelineBackbone(pipe, {**given, "cross_attention_kwargs": {"ip_adapter_masks": [mask]}})
+    unmasked = PipelineBackbone(pipe, given)
+
+    def prediction(backbone, capture=None):
+        x = torch.randn((1, *backbone.capabilities.latent_shape), generator=torch.Generator().manual_seed(0))
+        level = torch.tensor([1.0], dtype=torch.float64)
+        return backbone.predict(x, level, backbone.encode([PROMPT]), torch.tensor([3.0]), capture)
+
+    plain, captured = prediction(backbone), prediction(backbone, torch.tensor([True]))
+    assert torch.equal(plain.x0, captured.x0)
+    assert not torch.allclose(plain.x0, prediction(unmasked).x0, atol=1e-4)
+    torch.testing.assert_close(captured.attention.sum(1), torch.ones_like(captured.attention[:, 0]))
 
 
 # ControlNet.

@@ -9,6 +9,7 @@ from zoo import ZOO
 from zoo.compare import OTHER, PROMPT, ROUNDING, adaptive_image, check_same, difference, own_image, two_lines, wrapped
 from zoo.test_zoo import counted
 
+from addiffusion_env.backbones.pipeline_backbone import PipelineBackbone
 from addiffusion_env.errors import CapabilityError
 from addiffusion_lab.tiny_pipelines import parts as tiny
 from addiffusion_lab.tiny_pipelines.stable_diffusion import sd15
@@ -39,6 +40,8 @@ def test_textual_inversion_of_several_vectors():
     assert pipe.maybe_convert_prompt(text, pipe.tokenizer) == "a photo of <mug> <mug>_1 <mug>_2 on the sofa"
     several = check_same(pipe, GUIDED, text=text)
     assert difference(several, own_image(with_vectors(ZOO["sd15"](), 1), GUIDED, text)) > 0.005
+    words = [PipelineBackbone(with_vectors(ZOO["sd15"](), count)).encode([text]).content[0] for count in (1, 3)]
+    assert len(words[1]) == len(words[0]) + 2  # attention maps are read at each vector
 
 
 def load_vector(pipe):

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from addiffusion_env.backbones.emoji import EmojiBackbone
-from addiffusion_env.backbones.flux import packed, unpacked
 from addiffusion_env.backbones.stable_diffusion import StableDiffusionParts
 from addiffusion_env.engine.coroutines import advance
 from addiffusion_env.engine.engine import Engine
@@ -56,7 +55,8 @@ def by_pipeline(pipe, backbone, prompts, process, **changes):
     texts = [prompt.text for prompt in prompts]
     if backbone.name == "flux":
         settings |= {"height": 16, "width": 16, "max_sequence_length": backbone.capabilities.max_tokens}
-        return unpacked(pipe(texts, latents=packed(noise), **settings).images, 8, 8)
+        tokens = pipe(texts, latents=pipe._pack_latents(noise, *noise.shape), **settings).images
+        return pipe._unpack_latents(tokens, 8, 8, vae_scale_factor=1)
     return pipe(texts, latents=noise, guidance_scale=process.guidance_scale, **settings).images
 
 

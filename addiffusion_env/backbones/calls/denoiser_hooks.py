@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from addiffusion_env.backbones.calls.evaluator import Evaluator
-from addiffusion_env.backbones.calls.measured import Measurements
+from addiffusion_env.backbones.calls.measured import Measurements, first_step
 from addiffusion_env.backbones.calls.open_call import NetworkRequest
-from addiffusion_env.backbones.hooks import (
-    AttentionStore,
-    FeatureHook,
-    captured_cross_attention,
-    captured_joint_attention,
-    hook,
-)
-from addiffusion_env.backbones.text import content_positions, tokenize
+from addiffusion_env.backbones.hooks import AttentionStore, FeatureHook, captured_attention, hook
+from addiffusion_env.backbones.text import content_positions, expanded, tokenize
 from addiffusion_env.errors import CapabilityError
 
 
@@ -42,24 +36,14 @@ class DenoiserHooks:
         self._features: dict[int, Tensor] = {}
         self._attention: dict[int, Tensor] = {}
         self._wanted: set[int] = set()
-        self._lanes: dict[int, int] = {}
         self._grid: tuple[int, int] | None = None
         evaluator.networks.call_network = self._call
-        self.feature_dim: int | None = None
         if self.hook is not None:
-            self.feature_dim = self._measure_width()
-
-    def _measure_width(self) -> int | None:
-        from addiffusion_env.backbones.calls.measured import first_step
-
-        first_step(self.evaluator, self.measured.request, None)
-        assert self.hook is not None
-        if not self._features:
+            first_step(evaluator, measured.request, None)
+        features = next(iter(self._features.values()), None)
+        self.feature_dim = None if features is None else int(features.shape[-1])
+        if features is None:  # the block does not run
             self.hook = None
-            return None
-        width = next(iter(self._features.values())).shape[-1]
-        self._features.clear()
-        return int(width)
 
     def content_positions(self, texts: Sequence[str]) -> tuple[tuple[int, ...], ...]:
         """For each prompt the positions of its content tokens; empty if attention is not available."""
@@ -68,12 +52,12 @@ class DenoiserHooks:
         tokenizer = getattr(pipe, "tokenizer_2" if kind == "FluxTransformer2DModel" else "tokenizer", None)
         if kind not in ("UNet2DConditionModel", "FluxTransformer2DModel") or tokenizer is None:
             return ((),) * len(texts)
-        ids = tokenize(tokenizer, list(texts), int(min(tokenizer.model_max_length, 512)), truncate=True)
+        whole = expanded(pipe, tokenizer, texts)
+        ids = tokenize(tokenizer, whole, int(min(tokenizer.model_max_length, 512)), truncate=True)
         return content_positions(tokenizer, ids)
 
-    @contextmanager
-    def watching(self, capture: Tensor | None, grid: tuple[int, int] | None) -> Iterator[None]:
-        """Context manager that observes a batch's network calls; ``capture`` (B,) selects lanes to read attention of.
+    def watch(self, capture: Tensor | None, grid: tuple[int, int] | None) -> None:
+        """Observes the next batch's network calls; ``capture`` (B,) selects lanes to read attention of.
 
         Raises:
             CapabilityError: when attention is requested and cannot be read.
@@ -86,8 +70,6 @@ class DenoiserHooks:
                 f"the attention of a {type(self.module).__name__} cannot be read", "use refine.maps=phrase"
             )
         self._grid = grid
-        self._lanes = {}
-        yield
 
     def seen(self, size: int) -> tuple[Tensor | None, Tensor | None]:
         """((B, tokens, h, w) attention or ``None``, (B, F) features or ``None``) of the observed batch."""
@@ -96,8 +78,7 @@ class DenoiserHooks:
             features = torch.stack([self._features[lane] for lane in range(size)])
         attention = None
         if self._attention:
-            like = next(iter(self._attention.values()))
-            blank = torch.zeros_like(like)
+            blank = torch.zeros_like(next(iter(self._attention.values())))
             attention = torch.stack([self._attention.get(lane, blank) for lane in range(size)])
         return attention, features
 
@@ -111,8 +92,8 @@ class DenoiserHooks:
         store = None
         if wanted and self._grid is not None:
             store = AttentionStore(torch.tensor([rows[at] for at in wanted]), self._grid)
-        with self._captured(store):
-            # Every capture installs new processors: a compiled network would be traced again each time.
+        with nullcontext() if store is None else captured_attention(self.module, store):
+            # Compiled code does not call the hooks that read attention.
             answer = (network if store is None else first.module)(*args, **kwargs)
         if self.hook is not None and (pooled := self.hook.take(sum(counts))) is not None:
             for at, lane in enumerate(lanes):
@@ -122,12 +103,6 @@ class DenoiserHooks:
             for at, maps in zip(wanted, store.mean(), strict=True):
                 self._attention[lanes[at]] = maps
         return answer
-
-    def _captured(self, store: AttentionStore | None) -> Any:
-        if store is None:
-            return nullcontext()
-        joint = type(self.module).__name__ == "FluxTransformer2DModel"
-        return (captured_joint_attention if joint else captured_cross_attention)(self.module, store)
 
 
 def attention_grid(module: Any, latent_shape: Sequence[int]) -> tuple[int, int] | None:
@@ -141,7 +116,8 @@ def attention_grid(module: Any, latent_shape: Sequence[int]) -> tuple[int, int] 
     side = (int(latent_shape[1]), int(latent_shape[2]))
     if kind == "UNet2DConditionModel":
         levels = [at for at, block in enumerate(module.config.down_block_types) if "CrossAttn" in block]
-        return (side[0] >> levels[-1], side[1] >> levels[-1]) if levels else None
+        # Each level halves the sides of the one before and rounds up.
+        return (-(-side[0] >> levels[-1]), -(-side[1] >> levels[-1])) if levels else None
     if kind == "FluxTransformer2DModel":
         return side[0] // 2, side[1] // 2
     return None

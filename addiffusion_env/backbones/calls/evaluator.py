@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
 import math
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from operator import itemgetter
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from addiffusion_env.backbones.calls.arguments import PipelineArguments
 from addiffusion_env.backbones.calls.guards import forked_rng, kept_precision, pipeline_errors, precision_of
 from addiffusion_env.backbones.calls.networks import Networks
 from addiffusion_env.backbones.calls.open_call import AtDecode, AtStep, CallEnd, Event, NetworkRequest, OpenCall
@@ -34,27 +33,20 @@ class Evaluator:
     """Runs the open calls of one pipeline.
 
     Args:
-        pipe: the pipeline; its weights are shared and it is not modified.
-        guidance_name: name of the guidance scale argument.
+        arguments: the pipeline and the arguments of its call; its weights are shared and it is not modified.
 
     Attributes:
         networks: makes the network calls.
         texts: cache of encoded prompts.
     """
 
-    def __init__(self, pipe: Any, guidance_name: str | None = None) -> None:
-        self.pipe = pipe
-        self.guidance_name = guidance_name
+    def __init__(self, arguments: PipelineArguments) -> None:
+        self.arguments, self.pipe = arguments, arguments.pipe
         self.networks = Networks()
-        self.texts = TextCache(pipe, self.networks.digests)
-        self.replays = Replays(pipe, self.networks)
+        self.texts = TextCache(self.pipe, self.networks.digests)
+        self.replays = Replays(self.pipe, self.networks)
         self._placed: tuple[Any, Any] | None = None
         self.plans = Plans(self.networks.digests)
-
-    @functools.cached_property
-    def parameters(self) -> Mapping[str, Any]:
-        """The parameters of the pipeline's ``__call__``."""
-        return inspect.signature(type(self.pipe).__call__).parameters
 
     # Opening.
 
@@ -69,8 +61,8 @@ class Evaluator:
         """Opens a new call of a request and runs it up to its first event."""
         arguments = {**request.arguments, **more}
         if scale is not None:
-            assert self.guidance_name is not None
-            arguments[self.guidance_name] = scale
+            assert self.arguments.guidance_name is not None
+            arguments[self.arguments.guidance_name] = scale
         if generator is not None:
             arguments["generator"] = generator
         self._check_adapters(request)
@@ -136,19 +128,19 @@ class Evaluator:
 
     # Evaluating.
 
-    def evaluate(self, evaluations: Sequence[Evaluation], keep: bool = False) -> list[EvaluationResult]:
+    def evaluate(self, evaluations: Sequence[Evaluation]) -> list[EvaluationResult]:
         """Runs evaluations, with network calls joined where that is known not to change the results."""
         adapters = adapters_of(self.pipe)
         for evaluation in evaluations:
             if evaluation.request.adapters != adapters:
                 self._check_adapters(evaluation.request)
-        blocks, left = ([], list(range(len(evaluations)))) if keep else self.replays.blocks(evaluations)
+        blocks, left = self.replays.blocks(evaluations)
         calls = [self._brought(evaluations[at]) for at in left]
-        rows, kept = self._answered([*calls, *blocks], [*([at] for at in left), *(block.lanes for block in blocks)])
+        rows, _ = self._answered([*calls, *blocks], [*([at] for at in left), *(block.lanes for block in blocks)])
         found: dict[int, EvaluationResult] = {}
         for at, call in zip(left, calls, strict=True):
             evaluation = evaluations[at]
-            found[at] = EvaluationResult(self._at_step(call), rows[at], kept[at] if keep else [])
+            found[at] = EvaluationResult(self._at_step(call), rows[at])
             if call.recorder is not None:
                 self.replays.learn(evaluation, call)
                 call.recorder = None
@@ -234,17 +226,14 @@ class Evaluator:
         waiting = request.waiting.get(scale, [])
         if any(call.thread != here for call in waiting):
             waiting[:] = [call for call in waiting if call.thread == here]
-        best = None
-        for at, call in enumerate(waiting):
-            if index == 0:
-                fresh = not isinstance(call.event, AtStep) and call.drawn is not None and same_latents(call.drawn, x)
-                if fresh:
-                    best = at
-                    break
-            elif call.index < index and (best is None or call.index > waiting[best].index):
-                # A call that waits with its first request can be advanced with blank outputs.
-                best = at
-        return None if best is None else waiting.pop(best)
+        if index:  # a call that waits with its first request can be advanced with blank outputs
+            best = max((call for call in waiting if call.index < index), key=lambda call: call.index, default=None)
+        else:
+            fresh = ((call, call.drawn) for call in waiting if not isinstance(call.event, AtStep))
+            best = next((call for call, drawn in fresh if drawn is not None and same_latents(drawn, x)), None)
+        if best is not None:
+            waiting.remove(best)
+        return best
 
     def _reopened(self, request: CallRequest, scale: float | None, index: int, x: Tensor) -> OpenCall:
         """Opens a new call; at the first step with the given latents as argument, if the pipeline accepts them."""
@@ -252,10 +241,9 @@ class Evaluator:
         for drawn, before in request.draws if index == 0 else ():
             if same_latents(drawn, x):
                 return self.open_call(request, scale, before.clone_state(), self._recorder())
-        if index == 0 and "latents" in self.parameters and "latents" not in request.arguments:
-            factor = float(getattr(self.pipe.scheduler, "init_noise_sigma", 1.0))
-            if request.plan is not None:
-                factor = float(getattr(request.plan.scheduler, "init_noise_sigma", 1.0))
+        if index == 0 and "latents" in self.arguments.parameters and "latents" not in request.arguments:
+            scheduler = self.pipe.scheduler if request.plan is None else request.plan.scheduler
+            factor = float(getattr(scheduler, "init_noise_sigma", 1.0))
             try:
                 return self.open_call(request, scale, generator, self._recorder(), latents=x / factor)
             except (ConfigError, CapabilityError):
@@ -302,15 +290,14 @@ class Evaluator:
     def _ending(self, request: CallRequest) -> OpenCall:
         """An open call of a request that waits at its scheduler's step and can be finished."""
         here = threading.get_ident()
-        for waiting in request.waiting.values():
-            for at, call in enumerate(waiting):
-                if call.thread == here:
-                    waiting.pop(at)
-                    if not isinstance(call.event, AtStep):
-                        self.blank_step(call, call.event)
-                    return call
-        call = self.open_call(request, None, torch.Generator().manual_seed(0))
-        self.blank_step(call, call.event)
+        mine = ((call, calls) for calls in request.waiting.values() for call in calls if call.thread == here)
+        call, calls = next(mine, (None, []))
+        if call is None:
+            call = self.open_call(request, None, torch.Generator().manual_seed(0))
+        else:
+            calls.remove(call)
+        if not isinstance(call.event, AtStep):
+            self.blank_step(call, call.event)
         return call
 
     def _decode(self, calls: Sequence[OpenCall]) -> None:

@@ -8,17 +8,21 @@ ordered by branch, ``[u1 u2 c1 c2]``, as in the pipelines' own calls for two ima
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from addiffusion_env.backbones.calls.open_call import NetworkRequest
 from addiffusion_env.backbones.calls.trees import entries, rebuilt
+from addiffusion_env.backbones.fingerprint import bytes_of
 from addiffusion_env.lru import LruCache
 
 
@@ -172,10 +176,7 @@ def joined(spec: Any, values: Sequence[Any], rows: Sequence[int], sizes: Sequenc
     """
     first = values[0]
     even = all(count == rows[0] for count in rows)
-    if isinstance(spec, Batched):
-        if not even:
-            flat = [part for value, size in zip(values, sizes, strict=True) for part in spread(value, size)]
-            return torch.cat(flat, dim=spec.axis)
+    if isinstance(spec, Batched) and even:
         if len(values) == 1 and isinstance(first, Lanes):
             return first.along(spec.axis)
         after = spec.axis + 1
@@ -185,15 +186,16 @@ def joined(spec: Any, values: Sequence[Any], rows: Sequence[int], sizes: Sequenc
         columns = zip(*(entries(value) or () for value in values), strict=True)
         parts = [joined(part, column, rows, sizes, apart) for part, column in zip(spec.parts, columns, strict=True)]
         return rebuilt(first, parts)
-    if isinstance(spec, BatchedList):
-        flat = [part for value, size in zip(values, sizes, strict=True) for part in spread(value, size)]
-        if not even:
-            return type(flat[0])(entry for value in flat for entry in value)
-        return type(flat[0])(value[branch] for branch in range(rows[0]) for value in flat)
     first = first_of(first)
-    if not is_time(first):
+    if spec is CONSTANT and not is_time(first):
         return first
     flat = [part for value, size in zip(values, sizes, strict=True) for part in spread(value, size)]
+    if isinstance(spec, Batched):
+        return torch.cat(flat, dim=spec.axis)
+    if isinstance(spec, BatchedList):
+        if not even:
+            return type(first)(entry for value in flat for entry in value)
+        return type(first)(value[branch] for branch in range(rows[0]) for value in flat)
     if not apart and all(value is first for value in flat):
         return first
     numbers = torch.cat([value.reshape(1) for value in flat])
@@ -201,11 +203,9 @@ def joined(spec: Any, values: Sequence[Any], rows: Sequence[int], sizes: Sequenc
         return first
     if apart and not first.is_floating_point():
         numbers = numbers.float()
-    return (
-        numbers.repeat(rows[0])
-        if even
-        else numbers.repeat_interleave(torch.tensor(rows, device=numbers.device), output_size=sum(rows))
-    )
+    if even:
+        return numbers.repeat(rows[0])
+    return numbers.repeat_interleave(torch.tensor(rows, device=numbers.device), output_size=sum(rows))
 
 
 def split(spec: Any, value: Any, rows: Sequence[int], sizes: Sequence[int]) -> list[Any]:
@@ -279,21 +279,23 @@ def _form(value: Any) -> Any:
 class Digests:
     """Hashable keys of values that must be equal in joined calls; large tensors are hashed once until they change.
 
-    Two different objects that are neither tensors nor plain values are never equal: a cache of keys and values belongs
-    to one image.
+    Two different objects that are neither tensors, images nor plain values are never equal: a cache of keys and values
+    belongs to one image.
     """
 
     KEPT = 4096
 
     def __init__(self) -> None:
-        self._known: LruCache[tuple[Tensor, Any]] = LruCache(self.KEPT)
+        self._known: LruCache[tuple[weakref.ref[Tensor], Any]] = LruCache(self.KEPT)
 
     def __call__(self, value: Any) -> Any:
         """The key of a constant."""
         if isinstance(value, Tensor):
             return self._tensor(value)
         if isinstance(value, np.ndarray):
-            return (value.shape, value.dtype.str, value.tobytes())
+            return (value.shape, value.dtype.str, hashlib.sha256(value.tobytes()).digest())
+        if isinstance(value, Image.Image):
+            return (value.mode, value.size, str(value.getpalette()), hashlib.sha256(value.tobytes()).digest())
         if isinstance(value, Mapping):
             return tuple((name, self(entry)) for name, entry in value.items())
         if isinstance(value, list | tuple):
@@ -308,30 +310,13 @@ class Digests:
         except RuntimeError:  # inference tensors have no version counter
             return self._read(value)
         known = self._known.get(key)
-        if known is None or known[0] is not value:
-            # The tensor is kept alive, so that its id is not reused.
-            known = self._known[key] = (value, self._read(value))
+        if known is None or known[0]() is not value:  # another tensor had this id
+            known = self._known[key] = (weakref.ref(value), self._read(value))
         return known[1]
 
     @staticmethod
     def _read(value: Tensor) -> Any:
-        plain = value.detach().cpu().contiguous()
-        return (
-            value.shape,
-            value.dtype,
-            value.device,
-            plain.flatten().view(torch.uint8).numpy().tobytes() if plain.numel() else b"",
-        )
-
-
-def site_of(one: tuple[NetworkRequest, Any], two: tuple[NetworkRequest, Any]) -> Site:
-    """The batch layout of a network call, from two runs of the same step, for one image and for two.
-
-    Raises:
-        ValueError: when they differ other than by a doubled axis.
-    """
-    (first, answer), (second, other) = one, two
-    return Site(learn(first.args, second.args), learn(first.kwargs, second.kwargs), learn(answer, other))
+        return (value.shape, value.dtype, value.device, hashlib.sha256(bytes_of(value)).digest())
 
 
 def group_key(site: Site | None, request: NetworkRequest, digests: Digests, uneven: bool) -> Any:

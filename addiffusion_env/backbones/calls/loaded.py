@@ -12,7 +12,8 @@ from addiffusion_env.backbones.calls.arguments import PipelineArguments
 from addiffusion_env.backbones.calls.open_call import NOT_DENOISERS
 from addiffusion_env.backbones.memory import moved_by_hook
 from addiffusion_env.backbones.schedules import AYS_SD15, AYS_SDXL
-from addiffusion_env.errors import CapabilityError, ConfigError, PromptError
+from addiffusion_env.backbones.text import check_lengths, expanded
+from addiffusion_env.errors import CapabilityError, ConfigError
 
 NO_LIMIT = 100_000
 """Length of a text window that no tokenizer limits, in tokens."""
@@ -114,7 +115,7 @@ def token_limit(pipe: Any, arguments: PipelineArguments) -> int:
     return max(limits, default=NO_LIMIT)
 
 
-def check_lengths(pipe: Any, texts: Sequence[str], limit: int) -> None:
+def check_windows(pipe: Any, texts: Sequence[str], limit: int) -> None:
     """Refuses prompts that every tokenizer of the pipeline would truncate; all are tokenised in one call of each.
 
     Raises:
@@ -125,17 +126,8 @@ def check_lengths(pipe: Any, texts: Sequence[str], limit: int) -> None:
         return
     lengths = []
     for tokenizer in tokenizers(pipe):
-        whole = plain
-        if hasattr(pipe, "maybe_convert_prompt") and set(tokenizer.added_tokens_encoder) - set(
-            tokenizer.all_special_tokens
-        ):  # textual inversions of several vectors
-            whole = [pipe.maybe_convert_prompt(text, tokenizer) for text in plain]
         special = tokenizer.num_special_tokens_to_add()
+        whole = expanded(pipe, tokenizer, plain)
         rows = tokenizer(whole, add_special_tokens=False, truncation=False, verbose=False).input_ids
         lengths.append([len(row) + special for row in rows])
-    for text, length in zip(plain, map(min, zip(*lengths, strict=True)), strict=False):
-        if length > limit:
-            raise PromptError(
-                f"prompt of {length} tokens, the text window holds {limit} (special tokens included): {text[:60]!r}",
-                "shorten it, or set truncate_prompts=true to drop its end",
-            )
+    check_lengths(plain, map(min, zip(*lengths, strict=True)), limit)

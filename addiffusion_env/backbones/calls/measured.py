@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from addiffusion_env.backbones.calls.arguments import PipelineArguments
 from addiffusion_env.backbones.calls.evaluator import Evaluator
 from addiffusion_env.backbones.calls.guards import kept_precision, pipeline_errors
 from addiffusion_env.backbones.calls.joining import Batched, BatchedList, Node
 from addiffusion_env.backbones.calls.latent_layout import LatentLayout, learn_layout
 from addiffusion_env.backbones.calls.networks import warn_not_joined
 from addiffusion_env.backbones.calls.open_call import AtDecode, AtStep, NetworkRequest
+from addiffusion_env.backbones.calls.recording import same
 from addiffusion_env.backbones.calls.requests import CallRequest, Evaluation, EvaluationResult
 from addiffusion_env.backbones.calls.trees import entries, tensors_in, with_tensors
 from addiffusion_env.errors import CapabilityError
@@ -105,22 +105,22 @@ def generator() -> torch.Generator:
     return torch.Generator().manual_seed(0)
 
 
-def measure(evaluator: Evaluator, arguments: PipelineArguments) -> Measurements:
+def measure(evaluator: Evaluator) -> Measurements:
     """Measures a pipeline by running a few of its first steps.
 
     Raises:
         CapabilityError: for a pipeline that cannot be driven step by step.
         ConfigError: for arguments that the pipeline refuses.
     """
-    steps = min(PROBE_STEPS, arguments.steps)
-    requests = [CallRequest(arguments.call(prompt, steps)) for prompt in PROMPTS]
+    arguments = evaluator.arguments
+    requests = [CallRequest(arguments.call(prompt, min(PROBE_STEPS, arguments.steps))) for prompt in PROMPTS]
     first = requests[0]
     for request in requests:
         request.rng_state = generator().get_state()  # some pipelines draw from torch's own generator
     with pipeline_errors(evaluator.pipe, "a first step", first.arguments):
         alone = first_step(evaluator, first, None)
-    learn_axes(evaluator, arguments, first, alone)
-    guidance = measure_guidance(evaluator, arguments, first, alone)
+    learn_axes(evaluator, first, alone)
+    guidance = measure_guidance(evaluator, first, alone)
     sites = prompt_sites(alone, first_step(evaluator, requests[1], None), evaluator)
     difference = check_joining(evaluator, requests, guidance)
     sample = alone.step.sample
@@ -137,12 +137,10 @@ def first_step(evaluator: Evaluator, request: CallRequest, scale: float | None, 
     return found
 
 
-def learn_axes(
-    evaluator: Evaluator, arguments: PipelineArguments, request: CallRequest, alone: EvaluationResult
-) -> None:
+def learn_axes(evaluator: Evaluator, request: CallRequest, alone: EvaluationResult) -> None:
     """Determines which axes are batch axes; if that fails, nothing is joined."""
     ways: list[dict[str, Any]] = [{"prompt": [request.arguments.get("prompt")] * 2}]
-    if "num_images_per_prompt" in arguments.parameters:
+    if "num_images_per_prompt" in evaluator.arguments.parameters:
         ways.insert(0, {"num_images_per_prompt": 2})
     for way in ways:
         try:
@@ -154,12 +152,10 @@ def learn_axes(
     evaluator.networks.joins = False
 
 
-def measure_guidance(
-    evaluator: Evaluator, arguments: PipelineArguments, request: CallRequest, alone: EvaluationResult
-) -> Guidance:
+def measure_guidance(evaluator: Evaluator, request: CallRequest, alone: EvaluationResult) -> Guidance:
     """Determines at which scale guidance is off, what it costs, and whether the scale is added to 1."""
-    name = arguments.guidance_name
-    own = arguments.value(name) if name else None
+    name = evaluator.arguments.guidance_name
+    own = evaluator.arguments.value(name) if name else None
     if name is None or not isinstance(own, int | float):
         return Guidance(None, 1.0, False, (alone.rows, alone.rows))
 
@@ -177,8 +173,7 @@ def measure_guidance(
     for scale, found in ((1.0, one), (4.0, four)):
         if any(evaluator.networks.site(asked) is None for asked, _ in found.requests):
             # Calls with and without guidance differ in form; each form is learned once.
-            more = {name: scale}
-            learn_axes(evaluator, arguments, CallRequest({**request.arguments, **more}), found)
+            learn_axes(evaluator, CallRequest({**request.arguments, name: scale}), found)
     plain = min(one.rows, zero.rows)
     if four.rows == plain:
         takes_effect = name == "guidance_scale" and not torch.equal(one.step.output, four.step.output)
@@ -248,19 +243,13 @@ def _rows_that_differ(spec: Any, one: Any, two: Any) -> set[int]:
         pairs = zip(one.unbind(spec.axis), two.unbind(spec.axis), strict=True)
         return {row for row, (a, b) in enumerate(pairs) if not torch.equal(a, b)}
     if isinstance(spec, BatchedList):
-        return {row for row, (a, b) in enumerate(zip(one, two, strict=False)) if not _equal(a, b)}
+        return {row for row, (a, b) in enumerate(zip(one, two, strict=False)) if not same(a, b)}
     if isinstance(spec, Node):
         found: set[int] = set()
         for part, a, b in zip(spec.parts, entries(one) or (), entries(two) or (), strict=False):
             found |= _rows_that_differ(part, a, b)
         return found
     return set()
-
-
-def _equal(a: Any, b: Any) -> bool:
-    if isinstance(a, Tensor) and isinstance(b, Tensor):
-        return a.shape == b.shape and torch.equal(a, b)
-    return a is b
 
 
 def check_joining(evaluator: Evaluator, requests: Sequence[CallRequest], guidance: Guidance) -> float:

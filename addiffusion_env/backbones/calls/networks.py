@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,8 +19,8 @@ from addiffusion_env.backbones.calls.joining import (
     form_of,
     group_key,
     joined_request,
+    learn,
     request_rows,
-    site_of,
     split,
 )
 from addiffusion_env.backbones.calls.open_call import NetworkRequest
@@ -39,7 +40,6 @@ class Networks:
         uneven: whether calls with different numbers of rows are joined.
         sites: the learned batch layout of each form of network call; ``None`` for a form that is never joined.
         network_calls: network calls made so far, by component; a joined one counts once.
-        network_rows: rows in those calls.
         call_network: makes a network call; ``None`` calls the network itself.
         digests: hashes of the values that must be equal in joined calls.
         buckets: batch sizes that a call is padded to by repeating one of its images; empty for no padding.
@@ -50,7 +50,6 @@ class Networks:
     uneven: bool = True
     sites: dict[Form, Site | None] = field(default_factory=dict)
     network_calls: dict[str, int] = field(default_factory=dict)
-    network_rows: dict[str, int] = field(default_factory=dict)
     call_network: NetworkCall | None = None
     digests: Digests = field(default_factory=Digests)
     buckets: Sequence[int] = ()
@@ -104,7 +103,6 @@ class Networks:
             args, kwargs = joined_request(site, asked, rows, bool(self.compiled))
         name = first.site[0]
         self.network_calls[name] = self.network_calls.get(name, 0) + 1
-        self.network_rows[name] = self.network_rows.get(name, 0) + sum(rows)
         with torch.no_grad():
             if self.call_network is None:
                 answer = first.module(*args, **kwargs)
@@ -127,26 +125,22 @@ class Networks:
         """Learns the batch axes from a step for one image and the same step for two images."""
         if [r.site for r, _ in one] != [r.site for r, _ in two]:
             return
-        for first, second in zip(one, two, strict=True):
-            if holds_state(first[1]):  # an output with a cache belongs to one image
-                self.sites[form_of(first[0])] = None
+        for (first, answer), (second, other) in zip(one, two, strict=True):
+            self.sites[form_of(first)] = None
+            if holds_state(answer):  # an output with a cache belongs to one image
                 continue
-            try:
-                self.sites[form_of(first[0])] = site_of(first, second)
-            except ValueError:
-                self.sites[form_of(first[0])] = None
+            with suppress(ValueError):
+                layouts = learn(first.args, second.args), learn(first.kwargs, second.kwargs), learn(answer, other)
+                self.sites[form_of(first)] = Site(*layouts)
 
     def blank_answer(self, request: NetworkRequest) -> Any:
         """An output of zeros: advances a call to its next step without a network evaluation."""
-        if holds_state(request.args) or holds_state(request.kwargs):
-            # The call itself fills its cache of keys and values.
-            with torch.no_grad():
-                return request.module(*request.args, **request.kwargs)
         kind = _blank_key(request)
-        if kind not in self._blank:
+        fills_cache = holds_state(request.args) or holds_state(request.kwargs)  # of keys and values: by the call itself
+        if fills_cache or kind not in self._blank:
             with torch.no_grad():
                 answer = request.module(*request.args, **request.kwargs)
-            if holds_state(answer):
+            if fills_cache or holds_state(answer):
                 return answer
             self._blank[kind] = with_tensors(answer, torch.zeros_like)
         return self._blank[kind]

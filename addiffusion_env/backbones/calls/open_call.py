@@ -169,7 +169,8 @@ class OpenCall:
         self.index += 1
         self._next = time
         self._made.clear()
-        self._place(self.index, time)
+        if self._walked is not None:  # for pipelines that look the time up by index
+            self._walked.changed[self.index] = time
         latents = latents.to(self.event.sample.dtype)
         self.recorder = recorder
         if recorder is not None:
@@ -223,11 +224,6 @@ class OpenCall:
             return StepOutput(prev_sample=latents, pred_original_sample=latents, denoised=latents)
         # A pipeline that decodes the second output (Sana-Sprint's denoised) is at its end, where both are equal.
         return (latents, latents)
-
-    def _place(self, index: int, time: Any) -> None:
-        """Writes ``time`` into the plan at ``index``, for pipelines that look it up by index."""
-        if self._walked is not None:
-            self._walked.changed[index] = time
 
     # Called by the stand-ins, inside the greenlet.
 

@@ -239,11 +239,13 @@ class Program:
         size: number of slots.
         calls: its network calls.
         segments: the operations before each network call, and after the last.
+        like: the recorded network requests without their tensors, as templates of containers.
     """
 
     def __init__(self, steps: tuple[Operation | NetworkCall, ...], results: Any, size: int) -> None:
         self.form = (steps, results)
         self.results, self.size = results, size
+        self.like: Sequence[Any] = ()
         self.calls = [step for step in steps if isinstance(step, NetworkCall)]
         parts: list[list[Operation]] = [[]]
         for step in steps:

@@ -74,7 +74,7 @@ class EvaluationResult:
     Attributes:
         step: the arguments that the pipeline passed to its scheduler's ``step``.
         rows: network rows spent.
-        requests: the network requests of the step with their outputs, if they were requested to be kept.
+        requests: the network requests of the step with their outputs, from :meth:`Evaluator.run`.
     """
 
     step: AtStep

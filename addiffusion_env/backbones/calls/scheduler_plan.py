@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import inspect
 import warnings
-from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,8 +15,9 @@ from torch import Tensor
 
 from addiffusion_env.backbones.calls.joining import Digests
 from addiffusion_env.backbones.calls.open_call import AtStep, OpenCall
-from addiffusion_env.backbones.calls.stand_ins import plain_scheduler, scheduler_values
+from addiffusion_env.backbones.calls.stand_ins import copied, plain_scheduler, scheduler_values
 from addiffusion_env.backbones.conventions import Convention, check_plan, convention_of
+from addiffusion_env.lru import LruCache
 
 LEVELS_KEPT = 4096
 """Maximum number of cached level positions of a plan."""
@@ -94,9 +93,8 @@ class SchedulerPlan:
     def on_plan(self, index: int, sigma: float, sigma_next: float) -> bool:
         """Whether a step leads from an evaluation of the plan to the next one."""
         now, then = self._numbers[index], self._numbers[index + 1]
-        return abs(now - sigma) <= LEVEL_TOLERANCE * max(1, now) and abs(then - sigma_next) <= LEVEL_TOLERANCE * max(
-            1, then
-        )
+        starts = abs(now - sigma) <= LEVEL_TOLERANCE * max(1, now)
+        return starts and abs(then - sigma_next) <= LEVEL_TOLERANCE * max(1, then)
 
     @functools.cached_property
     def _numbers(self) -> list[float]:
@@ -117,7 +115,7 @@ class SchedulerPlan:
         scheduler.__dict__.update(scheduler_values(self.scheduler))
         generator = None
         if state is not None and state["index"] == index:
-            scheduler.__dict__.update({name: _copied(value) for name, value in state["values"].items()})
+            scheduler.__dict__.update({name: copied(value) for name, value in state["values"].items()})
         elif (index or self.begin) and not self._enters(scheduler, self.begin + index):
             warnings.warn(
                 f"a {type(scheduler).__name__} cannot enter its plan in the middle: after a refinement or early exit "
@@ -167,19 +165,17 @@ class Plans:
 
     def __init__(self, digests: Digests) -> None:
         self.digests = digests
-        self._known: OrderedDict[Any, SchedulerPlan] = OrderedDict()
+        self._known: LruCache[SchedulerPlan] = LruCache(PLANS_KEPT)
 
     def of(self, call: OpenCall) -> SchedulerPlan:
         """The plan of a call that is in its loop; see :meth:`SchedulerPlan.of`."""
         assert call.times is not None
         scheduler = call.scheduler
         key = (type(scheduler), call.begin, self.digests(call.times), self.digests(scheduler_values(scheduler)))
-        if key not in self._known:
-            self._known[key] = SchedulerPlan.of(call)
-        self._known.move_to_end(key)
-        while len(self._known) > PLANS_KEPT:
-            self._known.popitem(last=False)
-        return self._known[key]
+        known = self._known.get(key)
+        if known is None:
+            known = self._known[key] = SchedulerPlan.of(call)
+        return known
 
 
 _MISSING = object()
@@ -188,7 +184,3 @@ _MISSING = object()
 @functools.cache
 def _takes_generator(kind: type) -> bool:
     return "generator" in inspect.signature(kind.step).parameters  # type: ignore[attr-defined]
-
-
-def _copied(value: Any) -> Any:
-    return copy.copy(value) if isinstance(value, list | dict) else value

@@ -43,7 +43,7 @@ class RecordedStep:
     Attributes:
         program: maps the model's output, the latents and the state's tensors to the next ones.
         slots: other values that it reads.
-        values: the scheduler's state afterwards.
+        values: the scheduler's state afterwards, without the tensors that depend on a lane's.
         shapes: shapes of the slots that operations read.
         proven: whether the step of another lane was equal.
         after: :func:`_form` of ``values``, once it was needed: that of every lane after this step.
@@ -133,7 +133,8 @@ class SchedulerSteps:
         elif before is None:
             program = self._programs.setdefault(program.form, program)
             shapes = tuple((recorder.slots[n].shape, recorder.slots[n].dtype) for n in sorted(program.operands))
-            self._known[key] = RecordedStep(program, recorder.slots, after["values"], shapes)
+            template = filled(program.results[3], after["values"], lambda _: None, recorder.slots.__getitem__)
+            self._known[key] = RecordedStep(program, recorder.slots, template, shapes)
         elif before.program.form == program.form and all(map(same, before.slots, recorder.slots)):
             before.proven = True
         else:

@@ -1,4 +1,7 @@
-"""Stand-ins for a pipeline's components: same class and attributes, but calls are routed to an open call."""
+"""Stand-ins for a pipeline's components: same class and attributes, but calls are routed to an open call.
+
+They call its :meth:`.OpenCall.on_network`, ``on_step``, ``on_decode``, ``on_next`` and ``length``.
+"""
 
 from __future__ import annotations
 
@@ -7,29 +10,10 @@ import functools
 import inspect
 from collections.abc import Iterator
 from types import SimpleNamespace
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-
-
-class Listener(Protocol):
-    """Receives the calls of stand-ins, inside the pipeline's call; implemented by open calls."""
-
-    def on_network(self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """A component was called."""
-
-    def on_step(self, output: Tensor, time: Any, sample: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """``scheduler.step`` was called."""
-
-    def on_decode(self, module: Any, latents: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """A component's ``decode`` was called."""
-
-    def on_next(self, walked: LazyTimesteps) -> Any:
-        """The loop requests its next timestep; ``None`` ends it."""
-
-    def length(self, walked: LazyTimesteps) -> int:
-        """The number of timesteps of the loop."""
 
 
 class StepOutput(SimpleNamespace):
@@ -47,12 +31,12 @@ class LazyTimesteps(Tensor):
     """
 
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
-    call: Listener
+    call: Any
     offset: int
     changed: dict[int, Any]
 
     @staticmethod
-    def of(times: Tensor, call: Listener, offset: int = 0) -> LazyTimesteps:
+    def of(times: Tensor, call: Any, offset: int = 0) -> LazyTimesteps:
         """The lazy form of (m,) timesteps that start at index ``offset`` of the scheduler's."""
         made = times.detach().clone().as_subclass(LazyTimesteps)
         made.call, made.offset, made.changed = call, offset, {}
@@ -99,11 +83,16 @@ def scheduler_values(scheduler: Any) -> dict[str, Any]:
             continue
         if isinstance(value, LazyTimesteps):
             value = value.plain()
-        values[name] = copy.copy(value) if isinstance(value, list | dict) else value
+        values[name] = copied(value)
     return values
 
 
-def scheduler_stand_in(scheduler: Any, call: Listener) -> Any:
+def copied(value: Any) -> Any:
+    """A copy of a list or dict; other values as they are."""
+    return copy.copy(value) if isinstance(value, list | dict) else value
+
+
+def scheduler_stand_in(scheduler: Any, call: Any) -> Any:
     """A copy of a scheduler whose ``step`` and ``timesteps`` belong to an open call."""
     kind: Any = type(scheduler)
     made: Any = object.__new__(_scheduler_class(kind))
@@ -141,7 +130,7 @@ def _scheduler_class(kind: type) -> type:
     return Same(kind.__name__, (kind,), {"step": step, "set_timesteps": set_timesteps, "__module__": kind.__module__})
 
 
-def module_stand_in(module: nn.Module, name: str, call: Listener) -> Any:
+def module_stand_in(module: nn.Module, name: str, call: Any) -> Any:
     """A stand-in of a network whose ``__call__`` and ``decode`` (if it has one) are routed to an open call."""
     kind: Any = type(module)
     made: Any = object.__new__(_module_class(kind, callable(getattr(module, "decode", None))))

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from addiffusion_env.backbones.calls.joining import Lanes, form_of
+from addiffusion_env.backbones.calls.joining import Lanes
 from addiffusion_env.backbones.calls.open_call import AtStep, NetworkRequest
 from addiffusion_env.backbones.calls.recording import Program, column, filled
 from addiffusion_env.backbones.calls.requests import EvaluationResult
@@ -19,33 +19,25 @@ from addiffusion_env.backbones.calls.trees import tensors_in
 
 @dataclass(eq=False)
 class Turn:
-    """One recorded iteration of a pipeline's loop.
+    """One recorded iteration of a pipeline's loop; it is kept, so it holds nothing of the latents' size.
 
     Attributes:
         program: the recorded program.
         slots: the values of its slots.
-        step: the arguments of the scheduler's step.
-        requests: the network calls.
+        time: the ``timestep`` argument of the scheduler's step.
+        args: its further positional arguments.
+        kwargs: its keyword arguments.
+        at: (index in the plan, noise level).
+        keys: see :meth:`Replays._number`.
     """
 
     program: Program
     slots: list[Any]
-    step: AtStep
-    requests: list[NetworkRequest]
-    keys: dict[tuple[frozenset[int], bool], int] = field(default_factory=dict)
-
-
-@dataclass(eq=False)
-class Registration:
-    """A lane's registration in one program.
-
-    Attributes:
-        turn: the lane's first recorded iteration.
-        at: step of that iteration.
-    """
-
-    turn: Turn
+    time: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
     at: tuple[int, float]
+    keys: dict[tuple[frozenset[int], bool], int] = field(default_factory=dict)
 
 
 @dataclass(eq=False)
@@ -72,11 +64,13 @@ class Settings:
     """Knowledge shared by all lanes with the same settings.
 
     Attributes:
+        arguments: those of the settings; some are known by their id, which is not reused while they are kept alive.
         steps: (index in the plan, noise level) -> the step.
         own: for each program, the lane-specific slots.
         failures: number of failed recordings.
     """
 
+    arguments: Mapping[str, Any]
     steps: OrderedDict[tuple[int, float], KnownStep] = field(default_factory=OrderedDict)
     own: dict[Program, frozenset[int]] = field(default_factory=dict)
     failures: int = 0
@@ -88,34 +82,42 @@ class Lane:
 
     Attributes:
         settings: knowledge that it shares with other lanes.
-        registered: its registration by program.
+        negative: key of its negative prompt.
+        registered: its first recorded iteration of each program.
     """
 
     settings: Settings
-    registered: dict[Program, Registration] = field(default_factory=dict)
+    negative: Any
+    registered: dict[Program, Turn] = field(default_factory=dict)
 
 
 class Block:
     """Lanes that replay one program together; the networks receive one request of several images.
 
+    Args:
+        members: for each lane the position of its evaluation, its first recorded iteration, and the step.
+        own: lane-specific slots.
+        x: (lanes, ...) latents.
+        shared: the lanes' own values in the last step, (program's id, slot) -> values: prompts that are joined already.
+
     Attributes:
         lanes: positions of the evaluations.
-        shared: the lanes' own values in the last step, (program's id, slot) -> values: prompts that are joined already.
         requests: the waiting network request; empty at the scheduler's step.
     """
 
     def __init__(
         self,
-        members: Sequence[tuple[Registration, KnownStep]],
+        members: Sequence[tuple[int, Turn, KnownStep]],
         own: frozenset[int],
-        lanes: list[int],
         x: Tensor,
         shared: dict[tuple[int, int], Lanes],
     ) -> None:
-        self.members, self.lanes, self._shared = members, lanes, shared
-        self.program = members[0][1].turn.program
+        self.members, self._shared = members, shared
+        self.lanes = [at for at, _, _ in members]
+        self.program = members[0][2].turn.program
         self.requests: list[NetworkRequest] = []
-        self._own, self._held, self._position = own, {0: x[:, None]}, -1
+        # One lane is held as it is: networks round by the memory format of their input, which x[:, None] would change.
+        self._own, self._held, self._position = own, {0: x[None] if len(members) == 1 else x[:, None]}, -1
         self._resume()
 
     def answer(self, value: Any) -> None:
@@ -134,16 +136,16 @@ class Block:
         self.requests = []
         if self._position == len(self.program.calls):
             return
-        call, like = self.program.calls[self._position], self.members[0][1].turn.requests[self._position]
+        call, like = self.program.calls[self._position], self.program.like[self._position]
         args = filled(call.args, like.args, self._variable, self._value)
         kwargs = filled(call.kwargs, like.kwargs, self._variable, self._value)
-        request = NetworkRequest(call.site, like.module, args, kwargs, form_of(like), lanes)
+        request = NetworkRequest(call.site, like.module, args, kwargs, like.form, lanes)
         self.requests.append(request)
 
     def _values(self, number: int) -> list[Any]:
         if number in self._own:
-            return [lane.turn.slots[number] for lane, _ in self.members]
-        return [step.turn.slots[number] for _, step in self.members]
+            return [lane.slots[number] for _, lane, _ in self.members]
+        return [step.turn.slots[number] for _, _, step in self.members]
 
     def _variable(self, number: int) -> Any:
         held = self._held[number]
@@ -169,7 +171,7 @@ class Block:
         _, _, output, sample, _ = self.program.results
         outputs, samples = self._held[output.number], self._held[sample.number]
         found = []
-        for at, (lane, step), out, x in zip(self.lanes, self.members, outputs.unbind(), samples.unbind(), strict=True):
-            given = lane.turn.step
-            found.append(EvaluationResult(AtStep(out, step.turn.step.time, x, given.args, given.kwargs), rows[at]))
+        for (at, lane, step), out, x in zip(self.members, outputs.unbind(), samples.unbind(), strict=True):
+            given = AtStep(out, step.turn.time, x, lane.args, lane.kwargs)
+            found.append(EvaluationResult(given, rows[at]))
         return found
