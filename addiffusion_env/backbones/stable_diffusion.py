@@ -176,7 +176,8 @@ class StableDiffusionBackbone(Backbone):
                 parts = zip(*(value.split(at_once) for value in (noisy.to(self.dtype), times, text)), strict=True)
                 made = [(self.denoiser(*part, return_dict=False)[0], self.hook.take(at_once)) for part in parts]
             output = made[0][0] if len(made) == 1 else torch.cat([part for part, _ in made])
-            features = torch.cat([pooled for _, pooled in made if pooled is not None])[:size]
+            taken = [part for _, part in made if part is not None]
+            features = torch.cat(taken)[:size] if taken else None
         else:
             output, pooled = self.engine.run(denoise, self.denoiser, noisy, times.float(), text)
             features = pooled[:size]
