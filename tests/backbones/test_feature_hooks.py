@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from addiffusion_env.backbones import stable_diffusion
 from addiffusion_env.backbones.hooks import FeatureHook, hook
 
 
@@ -64,3 +65,23 @@ def test_a_compiled_denoiser_gives_them_too(tiny):
 def test_a_block_that_did_not_run_gives_none():
     made = hook(nn.Conv2d(3, 5, 1))
     assert made.take(2) is None
+
+
+def test_rows_and_images_in_parts_equal_those_of_one_call(emoji, monkeypatch):
+    """On a CPU large batches of the emoji world are denoised and decoded a part at a time."""
+    whole = evaluation(emoji, 3)
+    pixels, preview = emoji.decode(whole.x0), emoji.preview(whole.x0)
+    calls = []
+    handle = emoji.denoiser.register_forward_pre_hook(lambda module, args: calls.append(len(args[0])))
+    monkeypatch.setattr(stable_diffusion, "ROWS_ON_CPU", 2)
+    monkeypatch.setattr(stable_diffusion, "DECODE_PIXELS", 64 * 64)
+    try:
+        parts = evaluation(emoji, 3)
+    finally:
+        handle.remove()
+    assert calls == [2, 2, 1]  # three lanes, two of them guided
+    torch.testing.assert_close(parts.x0, whole.x0, rtol=0, atol=1e-3)  # at sigma 14.6, times the guidance scale
+    torch.testing.assert_close(parts.features, whole.features, rtol=0, atol=1e-5)
+    assert parts.calls.tolist() == whole.calls.tolist() == [2, 1, 2]
+    torch.testing.assert_close(emoji.decode(whole.x0), pixels, rtol=0, atol=1e-4)
+    torch.testing.assert_close(emoji.preview(whole.x0), preview, rtol=0, atol=1e-4)
