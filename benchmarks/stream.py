@@ -13,10 +13,10 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import torch
+from soak import resident
 
 from addiffusion_env import AdaptivePipeline
 from addiffusion_env.backbones.emoji import EmojiBackbone
@@ -43,14 +43,6 @@ class Prompts:
             text = source.sample(rng).text
             self.seconds += time.process_time() - start
             yield text
-
-
-def resident() -> float:
-    """Resident memory of this process in MiB."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmRSS"):
-            return int(line.split()[1]) / 1024
-    raise RuntimeError("the system does not report resident memory")
 
 
 @friendly

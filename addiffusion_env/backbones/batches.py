@@ -45,9 +45,6 @@ class Batched:
     def rows(self, indices: Sequence[int] | np.ndarray) -> Self:
         """The images ``indices``, in that order; a copy, except of tensors that hold or repeat a single row."""
         index = np.asarray(indices, dtype=np.intp)
-        place = self.__dict__.get("_place")
-        if place is not None and len(index) == 1:  # directly from the batch: one copy instead of two
-            return place[0].rows([place[1]])
         made = object.__new__(type(self))
         made.__dict__.update({name: _taken(getattr(self, name), index) for name in _names(type(self))})
         return made

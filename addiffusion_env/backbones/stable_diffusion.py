@@ -227,11 +227,8 @@ class StableDiffusionBackbone(Backbone):
     @torch.no_grad()
     def decode(self, x0: Tensor, conditioning: Sequence[Conditioning] | None = None) -> Tensor:
         """Decodes clean latents with the full autoencoder, a few at a time."""
-        height, width = self.capabilities.image_size
-        chunk = max(1, DECODE_PIXELS // (height * width))
         scaled = x0 / self.vae.config.scaling_factor
-        parts = [run_decoder(self.vae, part, self.engine).clamp(-1, 1) for part in scaled.split(chunk)]
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        return self._decoded(self.vae, scaled, self.capabilities.image_size).clamp(-1, 1)
 
     @torch.no_grad()
     def preview(self, x0: Tensor) -> Tensor:
@@ -239,9 +236,13 @@ class StableDiffusionBackbone(Backbone):
         size = self.capabilities.preview_size
         scale = self.capabilities.image_size[0] // self.capabilities.latent_shape[1]
         grid = (max(1, size[0] // scale), max(1, size[1] // scale))
-        parts = resized(x0, grid).split(max(1, DECODE_PIXELS // (size[0] * size[1])))
-        made = [resized(run_decoder(self.previewer, part, self.engine), size).clamp(-1, 1) for part in parts]
-        return made[0] if len(made) == 1 else torch.cat(made)
+        return resized(self._decoded(self.previewer, resized(x0, grid), size), size).clamp(-1, 1)
+
+    def _decoded(self, decoder: Any, x: Tensor, size: tuple[int, int]) -> Tensor:
+        """The images of a decoder, :data:`DECODE_PIXELS` at a time; ``size`` is that of one."""
+        at_once = max(1, DECODE_PIXELS // (size[0] * size[1]))
+        parts = [run_decoder(decoder, part, self.engine) for part in x.split(at_once)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def refresh(self) -> None:
         """See :meth:`Backbone.refresh`; networks of an engine are converted again if their weights were changed."""
