@@ -34,6 +34,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "bench", help="measure the speed of every mode of execution, and of the bare denoiser loop"
     )
     speed.add_argument("--backbone", default="emoji")
+    speed.add_argument(
+        "--load",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help="how to load it, in the words of eval_sb3.py's env: dtype=bfloat16 backbone_options.engine=openvino",
+    )
     speed.add_argument("--against", type=Path, help="another checkout of the project, measured in turn with this one")
     speed.add_argument(
         "--instant", action="store_true", help="networks that return at once: only the Python around them is measured"

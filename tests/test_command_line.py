@@ -144,6 +144,10 @@ def test_a_missing_package_is_an_error(capsys):
         pytest.param(["--against", "{}"], "is no checkout of this project", marks=pytest.mark.slow),
         (["--against", "{}", "--rounds", "1"], "--rounds=1 with --against gives no interval"),
         (["--instant", "--backbone", "sd15"], "--instant replaces the networks of the embedded backbone"),
+        (["--instant", "--load", "backbone_options.engine=openvino"], "--instant replaces networks of torch"),
+        (["--load", "bfloat16"], "--load takes KEY=VALUE, got 'bfloat16'"),
+        (["--load", "dtyp=bfloat16"], "did you mean 'dtype'"),
+        (["--load", "dtype=float16", "device=cpu"], "float16 was requested on the CPU"),
     ],
 )
 def test_a_benchmark_that_cannot_run_says_why(more, words, capsys, tmp_path):
@@ -155,7 +159,7 @@ def test_a_benchmark_that_cannot_run_says_why(more, words, capsys, tmp_path):
 @pytest.mark.slow  # two processes that import everything
 def test_a_checkout_is_compared_with_itself(capsys, tmp_path):
     path, here = tmp_path / "bench.json", str(Path(__file__).parents[1])
-    arms = ["--instant", "--arms", "bare", "--samplers", "fixed:2", "--clock", "cpu"]
+    arms = ["--instant", "--arms", "bare", "--samplers", "fixed:2", "--clock", "cpu", "--load", "dtype=float32"]
     main(["bench", "--against", here, "--lanes", "2", "--steps", "2", "--rounds", "2", *arms, "--json", str(path)])
     assert "times as fast" in capsys.readouterr().out
     rows = json.loads(path.read_text())["rows"]

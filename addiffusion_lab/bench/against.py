@@ -10,7 +10,7 @@ import argparse
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -121,7 +121,7 @@ class Checkout(Worker):
             )
 
 
-def compare(chosen: argparse.Namespace, samplers: Sequence[str]) -> list[Comparison]:
+def compare(chosen: argparse.Namespace, samplers: Sequence[str], load: Mapping[str, Any]) -> list[Comparison]:
     """Measures this checkout and ``chosen.against`` in turn; the arguments are those of the command line.
 
     Raises:
@@ -133,6 +133,7 @@ def compare(chosen: argparse.Namespace, samplers: Sequence[str]) -> list[Compari
     settings = {
         **{name: getattr(chosen, name) for name in names},
         "samplers": list(samplers),
+        "load": dict(load),
         "threads": torch.get_num_threads(),
         "instant": str(Path(__file__).with_name("instant.py")) if chosen.instant else "",
     }
@@ -167,9 +168,9 @@ def _compared(pair: Sequence[Checkout], arm: int, name: str, lanes: int, rounds:
     return Comparison(name, lanes, here, there, speedup, low, high, peak, peak_there, rounds)
 
 
-def run(chosen: argparse.Namespace, samplers: Sequence[str]) -> None:
+def run(chosen: argparse.Namespace, samplers: Sequence[str], load: Mapping[str, Any]) -> None:
     """Compares, prints the table and writes the JSON."""
-    found = compare(chosen, samplers)
+    found = compare(chosen, samplers, load)
     where = setting(torch.device("cpu"), chosen.clock)
     print(f"{HERE} against {chosen.against}, {', '.join(f'{key} {value}' for key, value in where.items())}")
     print(table(found))

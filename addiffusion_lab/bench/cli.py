@@ -12,24 +12,29 @@ from addiffusion_env.errors import ConfigError
 from addiffusion_lab.bench.against import run as run_against
 from addiffusion_lab.bench.instant import make_instant
 from addiffusion_lab.bench.measure import ArmResult, measure, setting, table, write_json
-from addiffusion_lab.bench.setup import BenchmarkSetup, make_setup
+from addiffusion_lab.bench.setup import BenchmarkSetup, load_options, make_setup
 
 
 def run_named(chosen: argparse.Namespace) -> None:
     """Measures a registered backbone with its default weights.
 
     Raises:
-        ConfigError: for ``--instant`` with a backbone that is not embedded in the package.
+        ConfigError: for ``--instant`` with a backbone that is not embedded in the package, or a wrong ``--load``.
     """
     if chosen.instant and not traits_of(chosen.backbone).embedded:
         raise ConfigError(
             f"--instant replaces the networks of the embedded backbone, got --backbone {chosen.backbone}",
             "leave --backbone out",
         )
+    load = load_options(chosen.load)
+    if chosen.instant and load.get("backbone_options"):
+        raise ConfigError(
+            f"--instant replaces networks of torch, got --load {' '.join(chosen.load)}", "leave backbone_options out"
+        )
     samplers = chosen.samplers or [f"policy:{name}" for name in shipped() if name == chosen.backbone]
     if chosen.against is not None:
-        return run_against(chosen, samplers)
-    setup = make_setup(chosen.backbone, chosen.lanes[0], chosen.steps, chosen.preview_every, chosen.images)
+        return run_against(chosen, samplers, load)
+    setup = make_setup(chosen.backbone, chosen.lanes[0], chosen.steps, chosen.preview_every, chosen.images, **load)
     if chosen.instant:
         make_instant(setup.backbone, setup.scorers)
     run_setup(setup, chosen, samplers)
@@ -42,6 +47,8 @@ def run_setup(setup: BenchmarkSetup, chosen: argparse.Namespace, samplers: Seque
         sized = replace(setup, lanes=lanes, images=chosen.images or 2 * lanes)
         results += measure(sized, chosen.arms, samplers, chosen.rounds, chosen.clock)
     where = setting(setup.backbone.device, chosen.clock)
+    if getattr(chosen, "load", None):
+        where["load"] = " ".join(chosen.load)
     print(f"{setup.backbone.name}, {setup.steps} steps, {', '.join(f'{key} {value}' for key, value in where.items())}")
     print(table(results))
     if chosen.json is not None:

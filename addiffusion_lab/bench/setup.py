@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
+
+from omegaconf import OmegaConf
 
 from addiffusion_env.backbones.base import Backbone
 from addiffusion_env.engine.process import REFINE_PRESETS, ProcessConfig
 from addiffusion_env.envs.settings import EnvSettings, load_backbone, load_scorers
+from addiffusion_env.errors import ConfigError, check_settings
 from addiffusion_env.prompts import Prompt
 from addiffusion_env.prompts.emoji_grammar import EmojiPrompts
 from addiffusion_env.scorers.image_scores import ImageScorers
@@ -59,6 +62,27 @@ class BenchmarkSetup:
         return {"backbone": self.backbone, "steps": self.steps, "refine": "off", **changes}
 
 
+LOAD = ("name_or_path", "device", "dtype", "backbone_options")
+"""Keywords of the environment that ``--load`` takes."""
+
+
+def load_options(words: Sequence[str]) -> dict[str, Any]:
+    """Parses the words of ``--load``.
+
+    Raises:
+        ConfigError: for a word without a value, or a keyword that does not concern loading.
+
+    >>> load_options(["dtype=bfloat16", "backbone_options.engine=openvino"])
+    {'dtype': 'bfloat16', 'backbone_options': {'engine': 'openvino'}}
+    """
+    for word in words:
+        if not all(word.partition("=")):
+            raise ConfigError(f"--load takes KEY=VALUE, got {word!r}", "for example dtype=bfloat16")
+    found: dict[str, Any] = OmegaConf.to_container(OmegaConf.from_dotlist(list(words)))  # type: ignore[assignment]
+    check_settings("--load has", found, LOAD)
+    return found
+
+
 def make_setup(
     name: str, lanes: int, steps: int | None, preview_every: int, images: int | None, **load: Any
 ) -> BenchmarkSetup:
@@ -70,7 +94,7 @@ def make_setup(
         steps: steps of the schedule; ``None`` is the backbone's default.
         preview_every: see :class:`BenchmarkSetup`.
         images: see :class:`BenchmarkSetup`; ``None`` is two per lane.
-        **load: further keywords of :class:`EnvSettings` (``device``, ``dtype``, ``backbone_options``).
+        **load: further keywords of :class:`EnvSettings`, see :data:`LOAD`.
     """
     settings = EnvSettings.of(backbone=name, **load)
     backbone = load_backbone(settings)

@@ -31,7 +31,7 @@ def serve(settings: dict[str, Any]) -> None:
         answers.flush()
 
     torch.set_num_threads(settings["threads"])
-    setup = make_setup(settings["backbone"], 1, settings["steps"], settings["preview_every"], 1)
+    setup = make_setup(settings["backbone"], 1, settings["steps"], settings["preview_every"], 1, **settings["load"])
     if settings["instant"]:
         runpy.run_path(settings["instant"])["make_instant"](setup.backbone, setup.scorers)
     clock = Clock(settings["clock"], setup.backbone.device)

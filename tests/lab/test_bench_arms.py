@@ -17,7 +17,7 @@ from addiffusion_env.profiling import Clock, peak_bytes, processor_seconds, rese
 from addiffusion_lab.bench import ARMS
 from addiffusion_lab.bench.arms import Independent, by_sampler
 from addiffusion_lab.bench.measure import STAGES, Round, measure, result, shares_of
-from addiffusion_lab.bench.setup import BenchmarkSetup, make_setup
+from addiffusion_lab.bench.setup import BenchmarkSetup, load_options, make_setup
 from addiffusion_lab.tiny_pipelines.backbones import BUILDERS
 from addiffusion_lab.tiny_pipelines.parts import tiny_autoencoder
 
@@ -40,6 +40,12 @@ def test_an_arm_does_what_it_counts(setup, name):
     assert sum(rows) == 2 * done.lane_steps == 2 * 2 * 4  # guided: two rows an evaluation, of two lanes in four steps
     assert done.images == (0 if name == "bare" else 2)
     assert len(rows) == (8 if name.startswith("independent") else 4)
+
+
+def test_a_setup_is_loaded_as_asked(setup):
+    half = make_setup("emoji", 1, 4, 2, None, **load_options(["dtype=bfloat16"]))
+    assert (setup.backbone.dtype, half.backbone.dtype) == (torch.float32, torch.bfloat16)
+    assert half.settings["dtype"] == "bfloat16"  # the processes of other arms load the same
 
 
 def test_samplers_run_through_the_pipeline(setup):
