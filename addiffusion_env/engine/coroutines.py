@@ -12,7 +12,6 @@ from torch import Tensor
 
 from addiffusion_env.backbones.base import Backbone, Latents
 from addiffusion_env.backbones.batches import evolved
-from addiffusion_env.engine.images import GeneratedImage
 from addiffusion_env.engine.lane import (
     Evaluate,
     Finish,
@@ -25,6 +24,7 @@ from addiffusion_env.engine.lane import (
 )
 from addiffusion_env.engine.process import Action, ProcessConfig, RefineConfig
 from addiffusion_env.engine.regions import attention_mask, evidence_of, phrase_masks, phrases_of, without
+from addiffusion_env.scorers.image_scores import GeneratedImage
 from addiffusion_env.scorers.utility import Utility
 
 LaneCoroutine = Generator[Request, Any, Lane]
@@ -91,7 +91,7 @@ def better(utility: Utility, kept: GeneratedImage | None, new: GeneratedImage) -
     """The finished image of higher utility; the earlier one on a tie."""
     if kept is None:
         return new
-    old, fresh = (utility.at(image.scores) if image.utility is None else image.utility for image in (kept, new))
+    old, fresh = (image.scores.utility(utility) if image.utility is None else image.utility for image in (kept, new))
     return kept if old >= fresh else new
 
 

@@ -16,7 +16,6 @@ import numpy as np
 from addiffusion_env.backbones.fingerprint import digest_of
 from addiffusion_env.engine.coroutines import advance, env_step, finished, legal_actions
 from addiffusion_env.engine.engine import Engine
-from addiffusion_env.engine.images import GeneratedImage, to_pixels
 from addiffusion_env.engine.lane import Begin, Fault, FaultCount, Lane, Request, open_lanes
 from addiffusion_env.engine.process import Action
 from addiffusion_env.envs.settings import EnvSettings, load_backbone, load_scorers
@@ -25,7 +24,7 @@ from addiffusion_env.errors import CapabilityError, ConfigError, EpisodeOverErro
 from addiffusion_env.observations import Frame
 from addiffusion_env.observations.features import Observer, needs_preview
 from addiffusion_env.rewards import Transition, failures, make_reward, reward_error
-from addiffusion_env.scorers.utility import ImageScoresBatch
+from addiffusion_env.scorers.image_scores import GeneratedImage, ImageScoresBatch, to_pixels
 
 REFERENCE_CACHE = 100_000
 """Maximum number of cached reference scores, one per (prompt, seed)."""

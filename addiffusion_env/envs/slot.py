@@ -20,22 +20,13 @@ from gymnasium.vector.utils import batch_space
 
 from addiffusion_env.backbones.base import Backbone, Capabilities
 from addiffusion_env.backbones.batches import evolved
-from addiffusion_env.engine.images import (
-    GeneratedImage,
-    image_state,
-    pixels_of,
-    restore_image,
-    restore_scores,
-    scores_state,
-)
 from addiffusion_env.engine.lane import Fault, Lane, restore_lane
 from addiffusion_env.engine.process import Action, ProcessConfig
 from addiffusion_env.errors import AdDiffusionError, ConfigError, IllegalActionError, nearest
 from addiffusion_env.observations import LOG_SNR_RANGE, Frame
 from addiffusion_env.old_names import present
 from addiffusion_env.prompts import Prompt, PromptSource
-from addiffusion_env.scorers.image_scores import ImageScorers, ImageScores
-from addiffusion_env.scorers.utility import ImageScoresBatch
+from addiffusion_env.scorers.image_scores import GeneratedImage, ImageScorers, ImageScores, ImageScoresBatch, pixels_of
 
 
 class ActionSpace(spaces.Discrete):
@@ -197,9 +188,9 @@ class Slot:
             "episode": self.episode,
             "cost_per_nfe": self.cost_per_nfe,
             "decisions": self.decisions,
-            "before": scores_state(self.before),
+            "before": None if self.before is None else self.before.state(),
             "lane": self.lane.state(),
-            "image": image_state(self.image),
+            "image": None if self.image is None else self.image.state(),
             "fault": None if self.fault is None else [self.fault.error.cause, self.fault.error.remedy],
         }
 
@@ -211,10 +202,10 @@ class Slot:
             seed=state["seed"],
             episode=state["episode"],
             lane=restore_lane(backbone, state["lane"]),
-            before=restore_scores(state["before"]),
+            before=ImageScores.restored(state["before"]),
             cost_per_nfe=state["cost_per_nfe"],
             decisions=state["decisions"],
-            image=restore_image(state.get("image")),
+            image=GeneratedImage.restored(state.get("image")),
             fault=None if fault is None else Fault(AdDiffusionError(*fault)),
         )
 

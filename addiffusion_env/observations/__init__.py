@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from addiffusion_env.registry import Registry
-from addiffusion_env.scorers.utility import ImageScoresBatch
+from addiffusion_env.scorers.image_scores import ImageScoresBatch
 
 FEATURES = Registry(
     "observation key",

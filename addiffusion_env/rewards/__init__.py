@@ -12,7 +12,7 @@ from addiffusion_env.backbones.identity import described
 from addiffusion_env.errors import ConfigError, ContractError, NumericsError, unknown
 from addiffusion_env.old_names import present_reward
 from addiffusion_env.registry import Registry
-from addiffusion_env.scorers.utility import ImageScoresBatch
+from addiffusion_env.scorers.image_scores import ImageScoresBatch
 from addiffusion_env.settings import check_arguments
 
 TERMS = Registry(

@@ -29,8 +29,8 @@ from addiffusion_env.engine.process import Action, ProcessConfig
 from addiffusion_env.observations import Frame
 from addiffusion_env.prompts import Prompt
 from addiffusion_env.rewards import Transition
-from addiffusion_env.scorers.image_scores import ImageScores, NoScorers
-from addiffusion_env.scorers.utility import ImageScoresBatch, Utility
+from addiffusion_env.scorers.image_scores import ImageScores, ImageScoresBatch, NoScorers
+from addiffusion_env.scorers.utility import Utility
 from addiffusion_env.tabular.table import AttemptTable
 
 START = -1
