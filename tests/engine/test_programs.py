@@ -91,11 +91,11 @@ def test_every_evaluation_of_a_refinement_is_counted(engine, emoji, prompts, pre
 
 
 def test_a_masked_refinement_leaves_the_outside_unchanged(engine, emoji, prompts, monkeypatch):
-    from addiffusion_env.engine import coroutines
+    from addiffusion_env.engine import regions
 
     left = torch.zeros(1, 1, 16, 16)
     left[..., :8] = 1
-    monkeypatch.setattr(coroutines, "attention_mask", lambda *args: left)
+    monkeypatch.setattr(regions, "attention_mask", lambda *args: left)
     process = replace(RESAMPLE, refine=RefineConfig(renoise=1.0))
     lane = advanced(engine, emoji, process, prompts[1], 2)
     [after] = engine.run([act(emoji, process, lane, Action.REFINE)])
