@@ -149,24 +149,17 @@ class OpenVino(Identified):
         return core().compile_model(core().read_model(*source), "CPU", settings)
 
 
-def compute(engine: OpenVino | None, function: Function, network: nn.Module, *inputs: Tensor) -> tuple[Tensor, ...]:
-    """``function(network, *inputs)``, in torch without an engine."""
-    return function(network, *inputs) if engine is None else engine.run(function, network, *inputs)
-
-
-def engine_of(load: Load) -> OpenVino | None:
-    """The engine that a backbone's options name, ``None`` for torch.
+def engine_of(load: Load) -> OpenVino:
+    """The engine that a backbone's options name, other than torch.
 
     Raises:
         UnknownNameError: for another name.
         ConfigError: for a device other than the CPU, or an invalid precision.
         MissingPackageError: when OpenVINO is not installed.
     """
-    name = load.options.get("engine", "torch")
+    name = load.options["engine"]
     if name not in ENGINES:
         raise unknown("engine", str(name), ENGINES)
-    if name == "torch":
-        return None
     if load.device != "auto" and resolve_device(load.device).type != "cpu":
         raise ConfigError(f"engine=openvino runs on the CPU, got device={load.device!r}", "use device=cpu")
     return OpenVino("float32" if load.dtype == "auto" else load.dtype)

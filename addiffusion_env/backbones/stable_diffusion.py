@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -15,12 +15,14 @@ from addiffusion_env.backbones.base import Backbone, Capabilities, Conditioning,
 from addiffusion_env.backbones.conventions import Discrete, convention_of
 from addiffusion_env.backbones.fingerprint import sampled
 from addiffusion_env.backbones.hooks import AttentionStore, FeatureHook, captured_attention, hook
-from addiffusion_env.backbones.openvino import OpenVino, compute
 from addiffusion_env.backbones.previews import resized
 from addiffusion_env.backbones.schedules import rows
 from addiffusion_env.backbones.text import content_positions, tokenize
 from addiffusion_env.errors import CapabilityError
 from addiffusion_env.lru import LruCache
+
+if TYPE_CHECKING:
+    from addiffusion_env.backbones.openvino import OpenVino
 
 TEXT_CACHE = 256 * 2**20
 """Maximum size of the cache of encoded prompts in bytes."""
@@ -252,12 +254,12 @@ class StableDiffusionBackbone(Backbone):
 
 def run_decoder(decoder: Any, x: Tensor, engine: OpenVino | None = None) -> Tensor:
     """Calls a diffusers autoencoder: (B, C, h, w) -> (B, 3, H, W) float32."""
-    # diffusers' own ``dtype`` visits every layer.
-    return compute(engine, decode, decoder, x.to(next(decoder.parameters()).dtype))[0].float()
+    x = x.to(next(decoder.parameters()).dtype)  # diffusers' own ``dtype`` visits every layer
+    return (decode(decoder, x) if engine is None else engine.run(decode, decoder, x))[0].float()
 
 
 def decode(decoder: Any, x: Tensor) -> tuple[Tensor, ...]:
-    """A diffusers autoencoder's decoder, for :func:`.compute`."""
+    """A diffusers autoencoder's decoder, for :class:`.OpenVino`."""
     return decoder.decode(x, return_dict=False)
 
 

@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import nn
@@ -30,6 +30,9 @@ from addiffusion_env.errors import (
 from addiffusion_env.files import WORKS_OFFLINE, again, file_in, in_a_line, read_json
 from addiffusion_env.prompts import Prompt
 from addiffusion_env.registry import Registry
+
+if TYPE_CHECKING:
+    from addiffusion_env.backbones.openvino import OpenVino
 
 SCORERS = Registry(
     "scorer",
@@ -190,6 +193,16 @@ def in_chunks(
             rows = function(*(value[start : start + size] for value in inputs))
             parts.append(rows.to(device="cpu", dtype=torch.float32))
     return torch.cat(parts)
+
+
+def compute(
+    engine: OpenVino | None,
+    function: Callable[..., tuple[torch.Tensor, ...]],
+    network: nn.Module,
+    *inputs: torch.Tensor,
+) -> tuple[torch.Tensor, ...]:
+    """``function(network, *inputs)``, in torch without an engine."""
+    return function(network, *inputs) if engine is None else engine.run(function, network, *inputs)
 
 
 def require_finite(values: torch.Tensor, scorer: str, texts: Sequence[str]) -> torch.Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -10,9 +11,11 @@ from addiffusion_env.backbones import Traits
 from addiffusion_env.backbones.base import Capabilities, Load
 from addiffusion_env.backbones.devices import quiet_loading, resolve_device, resolve_dtype, without_triton
 from addiffusion_env.backbones.emoji.manifest import WEIGHTS, verify
-from addiffusion_env.backbones.openvino import OpenVino, engine_of
 from addiffusion_env.backbones.stable_diffusion import StableDiffusionBackbone, StableDiffusionParts
 from addiffusion_env.errors import ConfigError, nearest
+
+if TYPE_CHECKING:
+    from addiffusion_env.backbones.openvino import OpenVino
 
 OPTIONS = ("truncate_prompts", "engine")
 
@@ -65,7 +68,11 @@ class EmojiBackbone(StableDiffusionBackbone):
             if option not in OPTIONS:
                 raise ConfigError(f"the emoji backbone has no option {option!r}", nearest(option, OPTIONS))
         folder = WEIGHTS if load.name_or_path is None else load.name_or_path
-        engine = engine_of(load)
+        engine: OpenVino | None = None
+        if load.options.get("engine", "torch") != "torch":
+            from addiffusion_env.backbones.openvino import engine_of
+
+            engine = engine_of(load)
         device = resolve_device("cpu" if engine else load.device)
         dtype = torch.float32 if engine else resolve_dtype(load.dtype, device)
 
