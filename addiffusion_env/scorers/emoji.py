@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from addiffusion_env.backbones.emoji.manifest import WEIGHTS, verify
+from addiffusion_env.backbones.emoji import WEIGHTS, verify
 from addiffusion_env.backbones.emoji.objects import Maps, ObjectReader, candidates, load_object_reader, scene_logits
 from addiffusion_env.errors import ConfigError, WeightsError
 from addiffusion_env.files import folder_of, read_json
