@@ -1,7 +1,7 @@
 """The contract of a backbone: a text-to-image model that can be driven one evaluation at a time.
 
 A backbone holds weights and nothing else. The state of the images being generated is passed as values, batch first:
-:class:`Latents` (noisy latents and noise level), :class:`Conditioning` (encoded prompts), :class:`Prediction` (output
+:class:`.Latents` (noisy latents and noise level), :class:`.Conditioning` (encoded prompts), :class:`Prediction` (output
 of the denoiser). Lanes can therefore be snapshot, split, joined and run at different noise levels in one call.
 """
 
@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from functools import cached_property, lru_cache
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from addiffusion_env.backbones import Traits
-from addiffusion_env.backbones.batches import Batched
+from addiffusion_env.backbones.batches import Conditioning, Latents
 from addiffusion_env.backbones.identity import Identified
 from addiffusion_env.backbones.schedules import NoisePath, early_exit_evaluations, respace
 from addiffusion_env.errors import CapabilityError, PromptError
@@ -62,94 +62,6 @@ class Capabilities:
     network_calls: tuple[int, int] = (1, 2)
     masks: bool = True
     previews: bool = True
-
-
-@dataclass(frozen=True)
-class History(Batched):
-    """The state of a multistep solver for each lane: its last two predictions.
-
-    Attributes:
-        x0: (B, C, H, W) the previous clean prediction; meaningless where ``sigma`` is NaN.
-        sigma: (B,) float64, the noise level of that prediction; NaN where there is no previous step.
-        older_x0: (B, C, H, W) the clean prediction before that one; meaningless where ``older_sigma`` is NaN.
-        older_sigma: (B,) float64, its noise level; NaN where there are fewer than two previous steps.
-        scheduler: for each lane the state of the pipeline's own scheduler (``solver="scheduler"``) as plain values;
-            ``None`` where that scheduler has not been used.
-    """
-
-    x0: Tensor
-    sigma: Tensor
-    older_x0: Tensor
-    older_sigma: Tensor
-    scheduler: tuple[Mapping[str, Any] | None, ...] = field(default_factory=tuple)
-
-    def __post_init__(self) -> None:
-        if not self.scheduler:
-            object.__setattr__(self, "scheduler", (None,) * len(self.x0))
-
-    @classmethod
-    def none(cls, like: Tensor) -> History:
-        """An empty history for (B, C, H, W) latents: the next step of a multistep solver is first order."""
-        return _empty_history(like.shape, like.dtype, like.device)
-
-    def then(self, x0: Tensor, sigma: Tensor) -> History:
-        """The history after one more prediction: ``x0`` (B, C, H, W) at noise levels ``sigma`` (B,)."""
-        return History(x0, sigma, self.x0, self.sigma)
-
-    def __len__(self) -> int:
-        return len(self.sigma)
-
-
-@lru_cache(maxsize=64)
-def _empty_history(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> History:
-    """One for all lanes: every resampling begins with it, and nothing is written in place."""
-    nothing = torch.full((shape[0],), float("nan"), dtype=torch.float64)
-    zeros = torch.zeros((), dtype=dtype, device=device).expand(shape)
-    return History(zeros, nothing, zeros, nothing)
-
-
-HISTORY_TENSORS = tuple(item.name for item in fields(History) if item.name != "scheduler")
-
-
-@dataclass(frozen=True)
-class Latents(Batched):
-    """The denoising state of a batch of images.
-
-    Attributes:
-        x: (B, C, H, W) noisy latents.
-        sigma: (B,) float64 on the CPU, noise levels; see :mod:`addiffusion_env.backbones.schedules`.
-        history: solver state of each row.
-    """
-
-    x: Tensor
-    sigma: Tensor
-    history: History
-
-    @classmethod
-    def start(cls, x: Tensor, sigma: Tensor) -> Latents:
-        """Latents without history."""
-        return cls(x, sigma.to(torch.float64), History.none(x))
-
-    def __len__(self) -> int:
-        return len(self.sigma)
-
-
-@dataclass(frozen=True)
-class Conditioning(Batched):
-    """Encoded prompts: named tensors, batch first.
-
-    Attributes:
-        tensors: for example ``text`` (B, tokens, D) and, with guidance, ``negative`` (B, tokens, D).
-        content: for each prompt the positions of its content tokens (no special tokens, no stop words), in order.
-        requests: the backbone's own objects for each prompt that are not tensors (open pipeline calls).
-    """
-
-    tensors: Mapping[str, Tensor]
-    content: tuple[tuple[int, ...], ...]
-    requests: tuple[Any, ...] = field(default_factory=tuple)
-
-    def __len__(self) -> int:
-        return len(self.content)
 
 
 @dataclass(frozen=True)

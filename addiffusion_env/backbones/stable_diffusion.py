@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from addiffusion_env.backbones.base import Backbone, Capabilities, Conditioning, Prediction, check_prompts
+from addiffusion_env.backbones.base import Backbone, Capabilities, Prediction, check_prompts
+from addiffusion_env.backbones.batches import Conditioning, resized
 from addiffusion_env.backbones.conventions import Discrete, convention_of
 from addiffusion_env.backbones.fingerprint import sampled
 from addiffusion_env.backbones.hooks import AttentionStore, FeatureHook, captured_attention, hook
-from addiffusion_env.backbones.previews import resized
 from addiffusion_env.backbones.schedules import rows
 from addiffusion_env.backbones.text import content_positions, tokenize
 from addiffusion_env.errors import CapabilityError

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from addiffusion_env.backbones.base import Backbone, Latents
-from addiffusion_env.backbones.batches import evolved
+from addiffusion_env.backbones.base import Backbone
+from addiffusion_env.backbones.batches import Latents, evolved
 from addiffusion_env.engine.lane import (
     Evaluate,
     Finish,

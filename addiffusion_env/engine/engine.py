@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
-from addiffusion_env.backbones.base import Backbone, Conditioning, Latents
-from addiffusion_env.backbones.batches import finite_rows
+from addiffusion_env.backbones.base import Backbone
+from addiffusion_env.backbones.batches import Conditioning, Latents, finite_rows
 from addiffusion_env.backbones.solvers import SCHEDULER, SOLVERS, check_solver
 from addiffusion_env.engine import Counters
 from addiffusion_env.engine.lane import (

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from addiffusion_env.backbones.base import HISTORY_TENSORS, Backbone, Conditioning, History, Latents
-from addiffusion_env.backbones.batches import evolved
+from addiffusion_env.backbones.base import Backbone
+from addiffusion_env.backbones.batches import HISTORY_TENSORS, Conditioning, History, Latents, evolved
 from addiffusion_env.engine.process import Action, ProcessConfig
 from addiffusion_env.errors import AdDiffusionError, ConfigError, ImageRangeError, NumericsError, ScorerError
 from addiffusion_env.prompts import Prompt

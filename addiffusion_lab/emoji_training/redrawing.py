@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from addiffusion_env import ENVIRONMENTS
-from addiffusion_env.backbones.base import Latents
+from addiffusion_env.backbones.batches import Latents
 from addiffusion_env.backbones.emoji import EmojiBackbone
 from addiffusion_env.backbones.schedules import respace
 from addiffusion_env.backbones.solvers import ddim_step
