@@ -17,9 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from addiffusion_env.backbones import Traits
+from addiffusion_env.backbones import Identified, Traits
 from addiffusion_env.backbones.batches import Conditioning, Latents
-from addiffusion_env.backbones.identity import Identified
 from addiffusion_env.backbones.schedules import NoisePath, early_exit_evaluations, respace
 from addiffusion_env.errors import CapabilityError, PromptError
 from addiffusion_env.lru import LruCache

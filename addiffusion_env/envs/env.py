@@ -10,7 +10,6 @@ import gymnasium as gym
 import numpy as np
 
 from addiffusion_env.backbones.fingerprint import digest_of
-from addiffusion_env.backbones.identity import described, identity_of
 from addiffusion_env.envs.episodes import Episodes
 from addiffusion_env.envs.settings import RENDER_MODES, EnvSettings
 from addiffusion_env.envs.slot import ActionSpace, Slot, info_of
@@ -46,6 +45,8 @@ class Restorable:
 
     def identity(self) -> dict[str, Any]:
         """Identity of the backbone, scorers, process, reward and prompts; see :func:`.identity_of`."""
+        from addiffusion_env.backbones.identity import described, identity_of
+
         episodes = self.episodes
         prompts = episodes.source.prompts if isinstance(episodes.source, PromptList) else episodes.source.name
         return identity_of(

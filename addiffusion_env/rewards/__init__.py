@@ -8,7 +8,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from addiffusion_env.backbones.identity import described
 from addiffusion_env.errors import ConfigError, ContractError, NumericsError, unknown
 from addiffusion_env.old_names import present_reward
 from addiffusion_env.registry import Registry
@@ -163,6 +162,8 @@ class Reward:
     @property
     def identity(self) -> dict[str, Any]:
         """Terms with their weights and settings, the code of user-defined ones, and the calibrators' content."""
+        from addiffusion_env.backbones.identity import described
+
         return described({"terms": self.terms, "classes": self._terms})
 
     @property

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import nn
 
+from addiffusion_env.backbones import Identified
 from addiffusion_env.backbones.batches import finite_rows
 from addiffusion_env.backbones.devices import quiet_loading
-from addiffusion_env.backbones.identity import Identified
 from addiffusion_env.errors import (
     AdDiffusionError,
     ConfigError,

@@ -28,7 +28,6 @@ from typing import Annotated, Any, ClassVar
 
 import numpy as np
 
-from addiffusion_env.backbones.identity import described
 from addiffusion_env.errors import ConfigError, WeightsError, unknown
 from addiffusion_env.files import stamp_of, whole_file
 from addiffusion_env.settings import Gt, Settings
@@ -324,6 +323,8 @@ class Utility(Settings):
     @property
     def identity(self) -> dict[str, Any]:
         """The settings and the content of their calibrator."""
+        from addiffusion_env.backbones.identity import described
+
         calibrator = None if self.calibrator is None else described(calibrator_of(self.calibrator))
         return {**{item.name: getattr(self, item.name) for item in fields(self)}, "calibrator": calibrator}
 
