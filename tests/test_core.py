@@ -21,8 +21,7 @@ from addiffusion_env.envs.settings import EnvSettings, refine_config
 from addiffusion_env.errors import AdDiffusionError, ConfigError, UnknownNameError
 from addiffusion_env.old_names import note_renamed
 from addiffusion_env.registry import Registry
-from addiffusion_env.rewards import PRESETS, TERMS, make_reward
-from addiffusion_env.rewards.terms import TerminalBonus
+from addiffusion_env.rewards import PRESETS, TERMS, TerminalBonus, make_reward
 from addiffusion_env.scorers import SCORERS
 from addiffusion_env.seeding import keyed_noise, stable_hash
 

@@ -155,7 +155,7 @@ def texts_of(prompts: Sequence[Prompt]) -> list[str]:
     """
     if isinstance(prompts, (str, Prompt)):
         raise PromptError(f"prompts must be a sequence, one per image, got {prompts!r}", "wrap it in a list")
-    return [Prompt.of(prompt).text for prompt in prompts]
+    return [(prompt if isinstance(prompt, Prompt) else Prompt.of(prompt)).text for prompt in prompts]
 
 
 def check_pairs(images: torch.Tensor, prompts: Sequence[Prompt]) -> list[str]:
