@@ -21,8 +21,8 @@ from addiffusion_env.engine.process import REFINE_PRESETS, ProcessConfig
 from addiffusion_env.envs.settings import EnvSettings, refine_config
 from addiffusion_env.envs.slot import Framer
 from addiffusion_env.errors import ConfigError, unknown
-from addiffusion_env.observations import FEATURES, Frame
-from addiffusion_env.observations.features import Observer, needs_preview, parts_shown
+from addiffusion_env.observations import FEATURES, needs_preview, parts_shown
+from addiffusion_env.observations.features import Frame, Observer
 from addiffusion_env.prompts import Prompt
 from addiffusion_env.rewards import make_reward
 from addiffusion_env.samplers.traits import PARTS, ScoresUsed, Traits

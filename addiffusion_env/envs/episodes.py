@@ -21,8 +21,8 @@ from addiffusion_env.engine.process import Action
 from addiffusion_env.envs.settings import EnvSettings, load_backbone, load_scorers
 from addiffusion_env.envs.slot import Columns, Framer, InfoMaker, Slot, draw, info_of, numbers_of, portable
 from addiffusion_env.errors import CapabilityError, ConfigError, EpisodeOverError, IllegalActionError
-from addiffusion_env.observations import Frame
-from addiffusion_env.observations.features import Observer, needs_preview
+from addiffusion_env.observations import needs_preview
+from addiffusion_env.observations.features import Frame, Observer
 from addiffusion_env.rewards import Transition, failures, make_reward, reward_error
 from addiffusion_env.scorers.image_scores import GeneratedImage, ImageScoresBatch, to_pixels
 

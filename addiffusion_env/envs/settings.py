@@ -17,7 +17,7 @@ from addiffusion_env.engine.lane import FaultCount
 from addiffusion_env.engine.process import REFINE_PRESETS, ProcessConfig, RefineConfig
 from addiffusion_env.errors import ConfigError, check_settings, nearest, unknown
 from addiffusion_env.files import stamp_of
-from addiffusion_env.observations.features import OBSERVATION_PRESETS, UTILITY, features_of
+from addiffusion_env.observations import OBSERVATION_PRESETS, UTILITY, features_of
 from addiffusion_env.old_names import present_keys, present_refine, present_settings
 from addiffusion_env.prompts import PROMPT_SOURCES, Prompt, PromptList, PromptSource
 from addiffusion_env.registry import load_object

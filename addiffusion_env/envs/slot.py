@@ -23,7 +23,7 @@ from addiffusion_env.backbones.batches import evolved
 from addiffusion_env.engine.lane import Fault, Lane, restore_lane
 from addiffusion_env.engine.process import Action, ProcessConfig
 from addiffusion_env.errors import AdDiffusionError, ConfigError, IllegalActionError, nearest
-from addiffusion_env.observations import LOG_SNR_RANGE, Frame
+from addiffusion_env.observations.features import LOG_SNR_RANGE, Frame
 from addiffusion_env.old_names import present
 from addiffusion_env.prompts import Prompt, PromptSource
 from addiffusion_env.scorers.image_scores import GeneratedImage, ImageScorers, ImageScores, ImageScoresBatch, pixels_of

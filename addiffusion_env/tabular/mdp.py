@@ -27,7 +27,7 @@ from addiffusion_env.engine.coroutines import env_step, legal_actions
 from addiffusion_env.engine.engine import Engine
 from addiffusion_env.engine.lane import Lane, open_lane
 from addiffusion_env.engine.process import Action, ProcessConfig
-from addiffusion_env.observations import Frame
+from addiffusion_env.observations.features import Frame
 from addiffusion_env.prompts import Prompt
 from addiffusion_env.rewards import Transition
 from addiffusion_env.scorers.image_scores import ImageScores, ImageScoresBatch, NoScorers

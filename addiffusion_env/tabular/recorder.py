@@ -23,8 +23,8 @@ from addiffusion_env.engine.lane import Begin, Fault, FaultCount, Lane, Request
 from addiffusion_env.engine.process import Action, ProcessConfig
 from addiffusion_env.envs.settings import EnvSettings, load_backbone, load_scorers
 from addiffusion_env.errors import ConfigError, ResumeError
-from addiffusion_env.observations import LOG_SNR_RANGE
-from addiffusion_env.observations.features import needs_features
+from addiffusion_env.observations import needs_features
+from addiffusion_env.observations.features import LOG_SNR_RANGE
 from addiffusion_env.prompts import Prompt
 from addiffusion_env.scorers.image_scores import GeneratedImage, ImageScorers, ImageScores
 from addiffusion_env.tabular.table import AttemptTable
