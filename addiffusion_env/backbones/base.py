@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from addiffusion_env.backbones import Identified, Traits
 from addiffusion_env.backbones.batches import Conditioning, Latents
@@ -309,3 +309,39 @@ def check_prompts(prompts: Sequence[str]) -> list[str]:
         if not isinstance(prompt, str):
             raise PromptError(f"a prompt must be a string, got {type(prompt).__name__}", "pass its text")
     return found
+
+
+class FeatureHook:
+    """Stores the pooled output of one module of a denoiser from its last call, for :attr:`Prediction.features`.
+
+    The features are by-products of an evaluation, so a policy that reads them needs neither a preview nor a scorer.
+    Baranchuk et al. 2022 (arXiv:2112.03126) studied them as inputs of small networks. It is a permanent forward hook:
+    ``torch.compile`` traces only the hooks that are registered at the first call.
+
+    Attributes:
+        pooled: (N, C) float32, the mean over cells or tokens; ``None`` when the module has not run.
+    """
+
+    def __init__(self) -> None:
+        self.pooled: Tensor | None = None
+
+    def __call__(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        """Pools (N, C, h, w) of a UNet's block, or (N, tokens, C) of a transformer's, the image tokens last."""
+        value: Tensor = (output[-1] if isinstance(output, tuple) else output).detach()
+        self.pooled = value.mean(dim=(2, 3) if value.ndim == 4 else 1, dtype=torch.float32)
+
+    def take(self, rows: int) -> Tensor | None:
+        """Returns (rows, C), the features of the first rows, and clears the store."""
+        pooled, self.pooled = self.pooled, None
+        # A copy: CUDA graphs write the next call's into the same memory.
+        return None if pooled is None else pooled[:rows].clone()
+
+
+def hook(module: nn.Module) -> FeatureHook:
+    """The module's feature hook, registered if it has none. Backbones that share a denoiser share the hook."""
+    for hook in module._forward_hooks.values():
+        if isinstance(hook, FeatureHook):
+            return hook
+    made = FeatureHook()
+    module.register_forward_hook(made)
+    return made

@@ -26,23 +26,20 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from addiffusion_env.backbones import Identified
+from addiffusion_env.backbones.base import FeatureHook, Load
 from addiffusion_env.backbones.batches import finite_rows
 from addiffusion_env.backbones.devices import resolve_device
 from addiffusion_env.backbones.fingerprint import digest_of, layers_of, name_of, sampled, versions_of, weights_of
-from addiffusion_env.backbones.hooks import FeatureHook
 from addiffusion_env.backbones.identity import described, packages
 from addiffusion_env.errors import CapabilityError, ConfigError, MissingPackageError, NumericsError, nearest, unknown
 from addiffusion_env.files import in_a_line, whole_file
-
-if TYPE_CHECKING:
-    from addiffusion_env.backbones.base import Load
 
 ENGINES = ("torch", "openvino")
 """Values of ``backbone_options.engine``."""
