@@ -22,8 +22,7 @@ from addiffusion_env.backbones.batches import Conditioning, Latents
 from addiffusion_env.backbones.schedules import NoisePath, early_exit_evaluations, respace
 from addiffusion_env.errors import CapabilityError, PromptError
 from addiffusion_env.lru import LruCache
-from addiffusion_env.prompts import Prompt
-from addiffusion_env.seeding import keyed_noise
+from addiffusion_env.prompts import Prompt, keyed_noise
 
 
 @dataclass(frozen=True)

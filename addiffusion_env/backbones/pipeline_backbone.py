@@ -43,8 +43,7 @@ from addiffusion_env.backbones.pipelines import PipelineSpec, load_pipeline
 from addiffusion_env.backbones.schedules import rows
 from addiffusion_env.backbones.solvers import SCHEDULER, ddim_step
 from addiffusion_env.errors import CapabilityError
-from addiffusion_env.prompts import Prompt
-from addiffusion_env.seeding import keyed_generator
+from addiffusion_env.prompts import Prompt, keyed_generator
 
 if TYPE_CHECKING:
     from typing_extensions import Self

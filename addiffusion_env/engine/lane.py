@@ -15,10 +15,9 @@ from addiffusion_env.backbones.base import Backbone
 from addiffusion_env.backbones.batches import HISTORY_TENSORS, Conditioning, History, Latents, evolved
 from addiffusion_env.engine.process import Action, ProcessConfig
 from addiffusion_env.errors import AdDiffusionError, ConfigError, ImageRangeError, NumericsError, ScorerError
-from addiffusion_env.prompts import Prompt
+from addiffusion_env.prompts import Prompt, keyed_noise
 from addiffusion_env.scorers.image_scores import GeneratedImage, ImageScores
 from addiffusion_env.scorers.utility import Utility
-from addiffusion_env.seeding import keyed_noise
 
 LANE_ERRORS = (NumericsError, ImageRangeError, ScorerError)
 """Errors that concern a single lane: NaN from a denoiser, decoder or scorer, and a scorer that raises. Any other error

@@ -16,7 +16,7 @@ from typing import Literal
 import numpy as np
 
 from addiffusion_env.errors import PromptError, unknown
-from addiffusion_env.prompts import Prompt, text_id
+from addiffusion_env.prompts import Prompt, stable_hash, text_id
 from addiffusion_env.prompts.emoji_vocabulary import (
     CLASSES,
     COLORS,
@@ -30,7 +30,6 @@ from addiffusion_env.prompts.emoji_vocabulary import (
     contradiction,
     task_of,
 )
-from addiffusion_env.seeding import stable_hash
 
 Split = Literal["train", "test", "all"]
 SPLITS: tuple[Split, ...] = ("train", "test", "all")
