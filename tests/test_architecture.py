@@ -11,7 +11,7 @@ PKG = ROOT / "addiffusion_env"
 LAB = ROOT / "addiffusion_lab"
 LAYERS = [  # lowest first; a module may import its own folder or anything in a lower layer
     {"errors", "old_names"},
-    {"registry", "config", "files", "lru", "pages", "settings", "plugins", "profiling"},
+    {"registry", "config", "files", "pages", "settings", "plugins", "profiling"},
     {"prompts"},
     {"backbones"},
     {"scorers"},

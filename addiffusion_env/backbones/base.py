@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from addiffusion_env.backbones import Identified, Traits
 from addiffusion_env.backbones.batches import Conditioning, Latents
+from addiffusion_env.backbones.fingerprint import LruCache
 from addiffusion_env.backbones.schedules import NoisePath, early_exit_evaluations, respace
 from addiffusion_env.errors import CapabilityError, PromptError
-from addiffusion_env.lru import LruCache
 from addiffusion_env.prompts import Prompt, keyed_noise
 
 

@@ -14,11 +14,10 @@ from torch import Tensor, nn
 from addiffusion_env.backbones.base import Backbone, Capabilities, FeatureHook, Prediction, check_prompts, hook
 from addiffusion_env.backbones.batches import Conditioning, resized
 from addiffusion_env.backbones.conventions import Discrete, convention_of
-from addiffusion_env.backbones.fingerprint import sampled
+from addiffusion_env.backbones.fingerprint import LruCache, sampled
 from addiffusion_env.backbones.schedules import rows
 from addiffusion_env.backbones.text import content_positions, tokenize
 from addiffusion_env.errors import CapabilityError
-from addiffusion_env.lru import LruCache
 
 if TYPE_CHECKING:
     from addiffusion_env.backbones.attention import AttentionStore

@@ -11,10 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from addiffusion_env.backbones.fingerprint import versions_of
+from addiffusion_env.backbones.fingerprint import LruCache, versions_of
 from addiffusion_env.errors import ConfigError, WeightsError, unknown
 from addiffusion_env.files import ask_hub, cached, file_in, looks_like_path, read_json, reason_of, unavailable
-from addiffusion_env.lru import LruCache
 from addiffusion_env.prompts import Prompt
 from addiffusion_env.scorers import (
     CHUNK,
