@@ -9,11 +9,10 @@ from typing import Any, ClassVar
 import numpy as np
 
 from addiffusion_env.errors import ConfigError, ContractError, NumericsError, unknown
-from addiffusion_env.old_names import present_reward
 from addiffusion_env.registry import Registry
 from addiffusion_env.scorers.image_scores import ImageScoresBatch
 from addiffusion_env.scorers.utility import Utility
-from addiffusion_env.settings import check_arguments
+from addiffusion_env.settings import check_arguments, present_reward
 
 TERMS = Registry(
     "reward term",

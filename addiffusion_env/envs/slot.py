@@ -24,9 +24,9 @@ from addiffusion_env.engine.lane import Fault, Lane, restore_lane
 from addiffusion_env.engine.process import Action, ProcessConfig
 from addiffusion_env.errors import AdDiffusionError, ConfigError, IllegalActionError, nearest
 from addiffusion_env.observations.features import LOG_SNR_RANGE, Frame
-from addiffusion_env.old_names import present
 from addiffusion_env.prompts import Prompt, PromptSource
 from addiffusion_env.scorers.image_scores import GeneratedImage, ImageScorers, ImageScores, ImageScoresBatch, pixels_of
+from addiffusion_env.settings import present
 
 
 class ActionSpace(spaces.Discrete):
