@@ -1,8 +1,8 @@
 """The contract of a backbone: a text-to-image model that can be driven one evaluation at a time.
 
 A backbone holds weights and nothing else. The state of the images being generated is passed as values, batch first:
-:class:`.Latents` (noisy latents and noise level), :class:`.Conditioning` (encoded prompts), :class:`Prediction` (output
-of the denoiser). Lanes can therefore be snapshot, split, joined and run at different noise levels in one call.
+:class:`.Latents` (noisy latents and noise level), :class:`.Conditioning` (encoded prompts), :class:`.Prediction` (the
+denoiser's output). Lanes can therefore be snapshot, split, joined and run at different noise levels in one call.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from addiffusion_env.backbones import Identified, Traits
-from addiffusion_env.backbones.batches import Conditioning, Latents
+from addiffusion_env.backbones.batches import Conditioning, Latents, Prediction
 from addiffusion_env.backbones.fingerprint import LruCache
 from addiffusion_env.backbones.schedules import NoisePath, early_exit_evaluations, respace
 from addiffusion_env.errors import CapabilityError, PromptError
@@ -40,7 +40,7 @@ class Capabilities:
         default_guidance: the recommended guidance scale (1 = no guidance).
         default_solver: name of the solver in ``backbones.solvers.SOLVERS``.
         default_spacing: name of the timestep spacing.
-        feature_dim: width of the denoiser's pooled features (:attr:`Prediction.features`); ``None`` if it has none.
+        feature_dim: width of the denoiser's pooled features (:attr:`.Prediction.features`); ``None`` if it has none.
         network_calls: network rows per evaluation: (without guidance, with guidance).
         masks: whether latents are spatial, (C, h, w), so that a region can be refined.
         previews: whether latents can be previewed cheaply; if not, only finished images are scored.
@@ -60,28 +60,6 @@ class Capabilities:
     network_calls: tuple[int, int] = (1, 2)
     masks: bool = True
     previews: bool = True
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """The denoiser's output for a batch of noisy latents.
-
-    Attributes:
-        x0: (B, C, H, W) predicted clean latents, with guidance applied where it was requested.
-        calls: (B,) int64 network rows spent on each image: usually 2 with guidance, 1 without.
-        attention: (B, tokens, h, w) share of each image cell's attention that goes to each text token, averaged over
-            layers and heads at the grid of ``Capabilities.attention_grid``; ``None`` unless requested. Rows that did
-            not request it hold zeros.
-        features: (B, ``Capabilities.feature_dim``) float32, the middle block's output under the prompt, averaged over
-            the image; ``None`` when the model has none.
-        steps: for each row the arguments of the pipeline's own scheduler step; empty if the backbone has none.
-    """
-
-    x0: Tensor
-    calls: Tensor
-    attention: Tensor | None = None
-    features: Tensor | None = None
-    steps: tuple[Any, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -308,39 +286,3 @@ def check_prompts(prompts: Sequence[str]) -> list[str]:
         if not isinstance(prompt, str):
             raise PromptError(f"a prompt must be a string, got {type(prompt).__name__}", "pass its text")
     return found
-
-
-class FeatureHook:
-    """Stores the pooled output of one module of a denoiser from its last call, for :attr:`Prediction.features`.
-
-    The features are by-products of an evaluation, so a policy that reads them needs neither a preview nor a scorer.
-    Baranchuk et al. 2022 (arXiv:2112.03126) studied them as inputs of small networks. It is a permanent forward hook:
-    ``torch.compile`` traces only the hooks that are registered at the first call.
-
-    Attributes:
-        pooled: (N, C) float32, the mean over cells or tokens; ``None`` when the module has not run.
-    """
-
-    def __init__(self) -> None:
-        self.pooled: Tensor | None = None
-
-    def __call__(self, module: nn.Module, inputs: Any, output: Any) -> None:
-        """Pools (N, C, h, w) of a UNet's block, or (N, tokens, C) of a transformer's, the image tokens last."""
-        value: Tensor = (output[-1] if isinstance(output, tuple) else output).detach()
-        self.pooled = value.mean(dim=(2, 3) if value.ndim == 4 else 1, dtype=torch.float32)
-
-    def take(self, rows: int) -> Tensor | None:
-        """Returns (rows, C), the features of the first rows, and clears the store."""
-        pooled, self.pooled = self.pooled, None
-        # A copy: CUDA graphs write the next call's into the same memory.
-        return None if pooled is None else pooled[:rows].clone()
-
-
-def hook(module: nn.Module) -> FeatureHook:
-    """The module's feature hook, registered if it has none. Backbones that share a denoiser share the hook."""
-    for hook in module._forward_hooks.values():
-        if isinstance(hook, FeatureHook):
-            return hook
-    made = FeatureHook()
-    module.register_forward_hook(made)
-    return made

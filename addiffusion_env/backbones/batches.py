@@ -1,4 +1,4 @@
-"""What a backbone takes and gives, batch first: latents, the state of their solver, encoded prompts.
+"""What a backbone takes and gives, batch first: latents, the state of their solver, encoded prompts, predictions.
 
 Rows are taken from their batch only when they are read. A step of 64 lanes would otherwise slice every tensor 64 times
 and join the slices again for the next step. Here a lane holds (batch, index); joining the rows of one batch returns the
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 if TYPE_CHECKING:
@@ -191,6 +191,64 @@ class Conditioning(Batched):
 
     def __len__(self) -> int:
         return len(self.content)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The denoiser's output for a batch of noisy latents.
+
+    Attributes:
+        x0: (B, C, H, W) predicted clean latents, with guidance applied where it was requested.
+        calls: (B,) int64 network rows spent on each image: usually 2 with guidance, 1 without.
+        attention: (B, tokens, h, w) share of each image cell's attention that goes to each text token, averaged over
+            layers and heads at the grid of ``Capabilities.attention_grid``; ``None`` unless requested. Rows that did
+            not request it hold zeros.
+        features: (B, ``Capabilities.feature_dim``) float32, the middle block's output under the prompt, averaged over
+            the image; ``None`` when the model has none.
+        steps: for each row the arguments of the pipeline's own scheduler step; empty if the backbone has none.
+    """
+
+    x0: Tensor
+    calls: Tensor
+    attention: Tensor | None = None
+    features: Tensor | None = None
+    steps: tuple[Any, ...] = ()
+
+
+class FeatureHook:
+    """Stores the pooled output of one module of a denoiser from its last call, for :attr:`Prediction.features`.
+
+    The features are by-products of an evaluation, so a policy that reads them needs neither a preview nor a scorer.
+    Baranchuk et al. 2022 (arXiv:2112.03126) studied them as inputs of small networks. It is a permanent forward hook:
+    ``torch.compile`` traces only the hooks that are registered at the first call.
+
+    Attributes:
+        pooled: (N, C) float32, the mean over cells or tokens; ``None`` when the module has not run.
+    """
+
+    def __init__(self) -> None:
+        self.pooled: Tensor | None = None
+
+    def __call__(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        """Pools (N, C, h, w) of a UNet's block, or (N, tokens, C) of a transformer's, the image tokens last."""
+        value: Tensor = (output[-1] if isinstance(output, tuple) else output).detach()
+        self.pooled = value.mean(dim=(2, 3) if value.ndim == 4 else 1, dtype=torch.float32)
+
+    def take(self, rows: int) -> Tensor | None:
+        """Returns (rows, C), the features of the first rows, and clears the store."""
+        pooled, self.pooled = self.pooled, None
+        # A copy: CUDA graphs write the next call's into the same memory.
+        return None if pooled is None else pooled[:rows].clone()
+
+
+def hook(module: nn.Module) -> FeatureHook:
+    """The module's feature hook, registered if it has none. Backbones that share a denoiser share the hook."""
+    for hook in module._forward_hooks.values():
+        if isinstance(hook, FeatureHook):
+            return hook
+    made = FeatureHook()
+    module.register_forward_hook(made)
+    return made
 
 
 def finite_rows(values: Tensor) -> Tensor:

@@ -33,8 +33,8 @@ import torch
 from torch import Tensor, nn
 
 from addiffusion_env.backbones import Identified
-from addiffusion_env.backbones.base import FeatureHook, Load
-from addiffusion_env.backbones.batches import finite_rows
+from addiffusion_env.backbones.base import Load
+from addiffusion_env.backbones.batches import FeatureHook, finite_rows
 from addiffusion_env.backbones.devices import resolve_device
 from addiffusion_env.backbones.fingerprint import digest_of, layers_of, name_of, sampled, versions_of, weights_of
 from addiffusion_env.backbones.identity import described, packages

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from addiffusion_env.backbones.base import Backbone, Capabilities, Load, Prediction, check_prompts
-from addiffusion_env.backbones.batches import Conditioning, Latents
+from addiffusion_env.backbones.base import Backbone, Capabilities, Load, check_prompts
+from addiffusion_env.backbones.batches import Conditioning, Latents, Prediction
 from addiffusion_env.backbones.calls.arguments import PipelineArguments
 from addiffusion_env.backbones.calls.denoiser_hooks import DenoiserHooks, attention_grid
 from addiffusion_env.backbones.calls.evaluator import Evaluator

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from addiffusion_env.backbones.base import Backbone, Capabilities, FeatureHook, Prediction, check_prompts, hook
-from addiffusion_env.backbones.batches import Conditioning, resized
+from addiffusion_env.backbones.base import Backbone, Capabilities, check_prompts
+from addiffusion_env.backbones.batches import Conditioning, FeatureHook, Prediction, hook, resized
 from addiffusion_env.backbones.conventions import Discrete, convention_of
 from addiffusion_env.backbones.fingerprint import LruCache, sampled
 from addiffusion_env.backbones.schedules import rows

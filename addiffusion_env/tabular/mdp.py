@@ -21,8 +21,8 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-from addiffusion_env.backbones.base import Backbone, Prediction
-from addiffusion_env.backbones.batches import Conditioning, Latents
+from addiffusion_env.backbones.base import Backbone
+from addiffusion_env.backbones.batches import Conditioning, Latents, Prediction
 from addiffusion_env.engine.coroutines import env_step, legal_actions
 from addiffusion_env.engine.engine import Engine
 from addiffusion_env.engine.lane import Lane, open_lane

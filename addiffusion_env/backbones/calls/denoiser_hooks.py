@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from addiffusion_env.backbones.attention import AttentionStore, captured_attention
-from addiffusion_env.backbones.base import FeatureHook, hook
+from addiffusion_env.backbones.batches import FeatureHook, hook
 from addiffusion_env.backbones.calls.evaluator import Evaluator
 from addiffusion_env.backbones.calls.measured import Measurements, first_step
 from addiffusion_env.backbones.calls.open_call import NetworkRequest
