@@ -14,7 +14,7 @@ from typing import Any
 
 from addiffusion_env import ENVIRONMENTS
 from addiffusion_env.errors import AdDiffusionError, ConfigError, closest, nearest
-from addiffusion_env.old_names import OLD_NAMES, note_renamed
+from addiffusion_env.settings import OLD_NAMES, note_renamed
 
 HYDRA_FLAGS = re.compile(r"^(-|[~+]*hydra[./=])")
 

@@ -17,12 +17,12 @@ from PIL import Image, ImageDraw, ImageFont
 from addiffusion_env import AdaptivePipeline
 from addiffusion_env.agents.trace import Trace
 from addiffusion_env.config import friendly
-from addiffusion_env.engine.images import to_pixels
 from addiffusion_env.engine.process import Action
 from addiffusion_env.envs.rendering import Cell, draw_filmstrip
 from addiffusion_env.evaluation.samples import sample_prompts
 from addiffusion_env.prompts.emoji_grammar import EmojiPrompts
 from addiffusion_env.scorers.emoji_detector import EmojiDetectorScorer
+from addiffusion_env.scorers.image_scores import to_pixels
 
 SIDE, LINE, LETTERS, GAP = 250, 17, 13, 8
 """Width of the words beside a strip, height of a line, font size, and space below a strip, in pixels."""

@@ -35,10 +35,9 @@ from addiffusion_env.backbones.emoji import EmojiBackbone
 from addiffusion_env.config import friendly
 from addiffusion_env.evaluation.statistics import share_interval
 from addiffusion_env.pages import markdown_table
-from addiffusion_env.prompts import Prompt
+from addiffusion_env.prompts import Prompt, keyed_noise
 from addiffusion_env.prompts.emoji_grammar import EmojiPrompts
 from addiffusion_env.scorers.emoji_detector import EmojiDetectorScorer
-from addiffusion_env.seeding import keyed_noise
 from addiffusion_lab.bench.arms import pipeline_of
 
 Draw = Callable[[Sequence[Prompt]], torch.Tensor]

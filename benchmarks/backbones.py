@@ -23,7 +23,7 @@ from full_size import FULL, build
 
 from addiffusion_env.backbones import BACKBONES
 from addiffusion_env.backbones.devices import resolve_device, resolve_dtype
-from addiffusion_env.backbones.emoji.manifest import WEIGHTS
+from addiffusion_env.backbones.emoji import WEIGHTS
 from addiffusion_env.envs import episodes
 from addiffusion_env.scorers.emoji import emoji_scorers
 from addiffusion_lab.bench.arguments import add_arguments

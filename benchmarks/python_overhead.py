@@ -23,9 +23,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from addiffusion_env.backbones.base import Backbone, Conditioning, Latents
-from addiffusion_env.backbones.emoji import EmojiBackbone
-from addiffusion_env.backbones.emoji.manifest import WEIGHTS
+from addiffusion_env.backbones.base import Backbone
+from addiffusion_env.backbones.batches import Conditioning, Latents
+from addiffusion_env.backbones.emoji import WEIGHTS, EmojiBackbone
 from addiffusion_env.backbones.pipeline_backbone import PipelineBackbone
 from addiffusion_env.backbones.solvers import SCHEDULER, ddim_step
 from addiffusion_env.prompts.emoji_grammar import EmojiPrompts

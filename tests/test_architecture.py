@@ -10,8 +10,9 @@ ROOT = pathlib.Path(__file__).parent.parent
 PKG = ROOT / "addiffusion_env"
 LAB = ROOT / "addiffusion_lab"
 LAYERS = [  # lowest first; a module may import its own folder or anything in a lower layer
-    {"errors", "old_names"},
-    {"registry", "config", "seeding", "files", "lru", "pages", "settings", "plugins", "profiling"},
+    {"errors"},
+    {"settings"},
+    {"registry", "config", "files", "pages", "plugins", "profiling"},
     {"prompts"},
     {"backbones"},
     {"scorers"},

@@ -19,12 +19,11 @@ from addiffusion_env.config import check_overrides, compose_config, friendly, re
 from addiffusion_env.engine.process import REFINE_PRESETS
 from addiffusion_env.envs.settings import EnvSettings, refine_config
 from addiffusion_env.errors import AdDiffusionError, ConfigError, UnknownNameError
-from addiffusion_env.old_names import note_renamed
+from addiffusion_env.prompts import keyed_noise, stable_hash
 from addiffusion_env.registry import Registry
-from addiffusion_env.rewards import PRESETS, TERMS, make_reward
-from addiffusion_env.rewards.terms import TerminalBonus
+from addiffusion_env.rewards import PRESETS, TERMS, TerminalBonus, make_reward
 from addiffusion_env.scorers import SCORERS
-from addiffusion_env.seeding import keyed_noise, stable_hash
+from addiffusion_env.settings import note_renamed
 
 CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
 

@@ -9,13 +9,13 @@ import torch
 from eval_records import record
 from safetensors.torch import load_file, save_file
 
-from addiffusion_env import old_names
+from addiffusion_env import settings
 from addiffusion_env.agents.policy_file import PRETRAINED, load_policy
 from addiffusion_env.config import renamed, renamed_overrides
 from addiffusion_env.envs.settings import EnvSettings
 from addiffusion_env.evaluation.store import RecordStore
-from addiffusion_env.old_names import OLD_NAMES, present, present_settings
 from addiffusion_env.samplers import make_sampler
+from addiffusion_env.settings import OLD_NAMES, present, present_settings
 
 OLD = {
     "price": [0.0, 0.03],
@@ -48,7 +48,7 @@ def test_settings_of_environments():
 
 
 def test_a_note_is_printed_once(capsys):
-    old_names.note_renamed.cache_clear()
+    settings.note_renamed.cache_clear()
     for _ in range(2):
         assert present("sampler", "threshold_retry") == "threshold_resample"
     assert capsys.readouterr().err.count("called 'threshold_resample' now") == 1

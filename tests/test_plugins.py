@@ -54,7 +54,7 @@ def test_a_module_that_cannot_be_imported_is_an_error_with_its_cause(here, names
 
 @pytest.mark.parametrize("flag", ["--plugins", "--package"])
 def test_the_command_line_takes_them(here, flag, capsys):
-    term = "from addiffusion_env.rewards.terms import NfeCost\n\nclass Fee(NfeCost):\n    '''A fee of mine.'''\n"
+    term = "from addiffusion_env.rewards import NfeCost\n\nclass Fee(NfeCost):\n    '''A fee of mine.'''\n"
     name = f"fee_{flag.strip('-')}"
     register = f"from addiffusion_env.rewards import TERMS\nTERMS.add({name!r}, 'terms_{name}:Fee')\n"
     (here / f"terms_{name}.py").write_text(term + register)

@@ -21,13 +21,12 @@ from addiffusion_env.engine.process import REFINE_PRESETS, ProcessConfig
 from addiffusion_env.envs.settings import EnvSettings, refine_config
 from addiffusion_env.envs.slot import Framer
 from addiffusion_env.errors import ConfigError, unknown
-from addiffusion_env.observations import FEATURES, Frame
-from addiffusion_env.observations.features import Observer, needs_preview, parts_shown
-from addiffusion_env.prompts import Prompt
+from addiffusion_env.observations import FEATURES, needs_preview, parts_shown
+from addiffusion_env.observations.features import Frame, Observer
+from addiffusion_env.prompts import Prompt, stable_hash
 from addiffusion_env.rewards import make_reward
 from addiffusion_env.samplers.traits import PARTS, ScoresUsed, Traits
 from addiffusion_env.scorers.image_scores import ImageScorers, ImageScores
-from addiffusion_env.seeding import stable_hash
 
 CONTROLS = ("shuffled", "no_refine")
 """Controls of a policy: what they remove (the text embedding, or the action *refine*)."""

@@ -14,8 +14,8 @@ from torch import Tensor
 from addiffusion_env.agents.trace import Job, Trace
 from addiffusion_env.engine import Counters
 from addiffusion_env.engine.episode import Episode
-from addiffusion_env.engine.images import pixels_of
 from addiffusion_env.errors import unknown
+from addiffusion_env.scorers.image_scores import pixels_of
 
 OUTPUT_TYPES = ("pil", "np", "pt")
 

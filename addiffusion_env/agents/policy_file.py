@@ -24,9 +24,8 @@ from addiffusion_env.backbones import BACKBONES
 from addiffusion_env.envs.settings import EnvSettings
 from addiffusion_env.errors import ConfigError, WeightsError, check_settings, closest
 from addiffusion_env.files import write_text, writing_to
-from addiffusion_env.old_names import present, present_settings
 from addiffusion_env.plugins import load_plugins, recorded_plugins, require_plugins
-from addiffusion_env.settings import check_types
+from addiffusion_env.settings import check_types, present, present_settings
 
 FORMAT = 1
 WEIGHTS_FILE, CONFIG_FILE = "policy.safetensors", "config.json"

@@ -32,9 +32,8 @@ from addiffusion_env.envs.settings import EnvSettings, load_backbone, load_score
 from addiffusion_env.envs.slot import Framer
 from addiffusion_env.errors import ConfigError, PromptError
 from addiffusion_env.files import write_text
-from addiffusion_env.prompts import Prompt
+from addiffusion_env.prompts import Prompt, stable_hash
 from addiffusion_env.rewards import make_reward
-from addiffusion_env.seeding import stable_hash
 from addiffusion_env.settings import Ge, Settings
 from addiffusion_env.tabular.fit_calibrator import check_fit
 from addiffusion_env.tabular.mdp import TabularMDP, Transitions

@@ -16,7 +16,8 @@ import numpy as np
 import torch
 
 from addiffusion_env import ENVIRONMENTS
-from addiffusion_env.backbones.base import Backbone, Conditioning
+from addiffusion_env.backbones.base import Backbone
+from addiffusion_env.backbones.batches import Conditioning
 from addiffusion_env.engine.process import ProcessConfig
 from addiffusion_env.envs.settings import EnvSettings, load_scorers
 from addiffusion_env.errors import MissingPackageError, WeightsError

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from addiffusion_env.prompts import Prompt
 from addiffusion_env.registry import Registry, load_object
@@ -24,6 +24,27 @@ BACKBONES = Registry(
         "diffusers": "addiffusion_env.backbones.pipeline_backbone:PipelineBackbone",
     },
 )
+
+
+class Identified:
+    """A component whose identity is its content, by value.
+
+    The default describes every attribute: modules by configuration, weights and adapters, tokenizers by vocabulary,
+    plain values as they are; and the source code of a class that is not part of an installed package. That is correct
+    for most user-defined components. Override :attr:`identity` if the results depend on state elsewhere, such as a
+    server or an engine file, and list caches in ``not_identity``.
+
+    Attributes:
+        not_identity: attributes that do not affect results: caches, counters, hooks.
+    """
+
+    not_identity: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        """Plain JSON values that change whenever the component's results may change, and not by using it."""
+        found: Mapping[str, Any] = load_object("addiffusion_env.backbones.identity:attributes_of")(self)
+        return found
 
 
 @dataclass(frozen=True)

@@ -1,30 +1,28 @@
 """The contract of a backbone: a text-to-image model that can be driven one evaluation at a time.
 
 A backbone holds weights and nothing else. The state of the images being generated is passed as values, batch first:
-:class:`Latents` (noisy latents and noise level), :class:`Conditioning` (encoded prompts), :class:`Prediction` (output
-of the denoiser). Lanes can therefore be snapshot, split, joined and run at different noise levels in one call.
+:class:`.Latents` (noisy latents and noise level), :class:`.Conditioning` (encoded prompts), :class:`.Prediction` (the
+denoiser's output). Lanes can therefore be snapshot, split, joined and run at different noise levels in one call.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from functools import cached_property, lru_cache
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from addiffusion_env.backbones import Traits
-from addiffusion_env.backbones.batches import Batched
-from addiffusion_env.backbones.identity import Identified
+from addiffusion_env.backbones import Identified, Traits
+from addiffusion_env.backbones.batches import Conditioning, Latents, Prediction
+from addiffusion_env.backbones.fingerprint import LruCache
 from addiffusion_env.backbones.schedules import NoisePath, early_exit_evaluations, respace
 from addiffusion_env.errors import CapabilityError, PromptError
-from addiffusion_env.lru import LruCache
-from addiffusion_env.prompts import Prompt
-from addiffusion_env.seeding import keyed_noise
+from addiffusion_env.prompts import Prompt, keyed_noise
 
 
 @dataclass(frozen=True)
@@ -42,7 +40,7 @@ class Capabilities:
         default_guidance: the recommended guidance scale (1 = no guidance).
         default_solver: name of the solver in ``backbones.solvers.SOLVERS``.
         default_spacing: name of the timestep spacing.
-        feature_dim: width of the denoiser's pooled features (:attr:`Prediction.features`); ``None`` if it has none.
+        feature_dim: width of the denoiser's pooled features (:attr:`.Prediction.features`); ``None`` if it has none.
         network_calls: network rows per evaluation: (without guidance, with guidance).
         masks: whether latents are spatial, (C, h, w), so that a region can be refined.
         previews: whether latents can be previewed cheaply; if not, only finished images are scored.
@@ -62,116 +60,6 @@ class Capabilities:
     network_calls: tuple[int, int] = (1, 2)
     masks: bool = True
     previews: bool = True
-
-
-@dataclass(frozen=True)
-class History(Batched):
-    """The state of a multistep solver for each lane: its last two predictions.
-
-    Attributes:
-        x0: (B, C, H, W) the previous clean prediction; meaningless where ``sigma`` is NaN.
-        sigma: (B,) float64, the noise level of that prediction; NaN where there is no previous step.
-        older_x0: (B, C, H, W) the clean prediction before that one; meaningless where ``older_sigma`` is NaN.
-        older_sigma: (B,) float64, its noise level; NaN where there are fewer than two previous steps.
-        scheduler: for each lane the state of the pipeline's own scheduler (``solver="scheduler"``) as plain values;
-            ``None`` where that scheduler has not been used.
-    """
-
-    x0: Tensor
-    sigma: Tensor
-    older_x0: Tensor
-    older_sigma: Tensor
-    scheduler: tuple[Mapping[str, Any] | None, ...] = field(default_factory=tuple)
-
-    def __post_init__(self) -> None:
-        if not self.scheduler:
-            object.__setattr__(self, "scheduler", (None,) * len(self.x0))
-
-    @classmethod
-    def none(cls, like: Tensor) -> History:
-        """An empty history for (B, C, H, W) latents: the next step of a multistep solver is first order."""
-        return _empty_history(like.shape, like.dtype, like.device)
-
-    def then(self, x0: Tensor, sigma: Tensor) -> History:
-        """The history after one more prediction: ``x0`` (B, C, H, W) at noise levels ``sigma`` (B,)."""
-        return History(x0, sigma, self.x0, self.sigma)
-
-    def __len__(self) -> int:
-        return len(self.sigma)
-
-
-@lru_cache(maxsize=64)
-def _empty_history(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> History:
-    """One for all lanes: every resampling begins with it, and nothing is written in place."""
-    nothing = torch.full((shape[0],), float("nan"), dtype=torch.float64)
-    zeros = torch.zeros((), dtype=dtype, device=device).expand(shape)
-    return History(zeros, nothing, zeros, nothing)
-
-
-HISTORY_TENSORS = tuple(item.name for item in fields(History) if item.name != "scheduler")
-
-
-@dataclass(frozen=True)
-class Latents(Batched):
-    """The denoising state of a batch of images.
-
-    Attributes:
-        x: (B, C, H, W) noisy latents.
-        sigma: (B,) float64 on the CPU, noise levels; see :mod:`addiffusion_env.backbones.schedules`.
-        history: solver state of each row.
-    """
-
-    x: Tensor
-    sigma: Tensor
-    history: History
-
-    @classmethod
-    def start(cls, x: Tensor, sigma: Tensor) -> Latents:
-        """Latents without history."""
-        return cls(x, sigma.to(torch.float64), History.none(x))
-
-    def __len__(self) -> int:
-        return len(self.sigma)
-
-
-@dataclass(frozen=True)
-class Conditioning(Batched):
-    """Encoded prompts: named tensors, batch first.
-
-    Attributes:
-        tensors: for example ``text`` (B, tokens, D) and, with guidance, ``negative`` (B, tokens, D).
-        content: for each prompt the positions of its content tokens (no special tokens, no stop words), in order.
-        requests: the backbone's own objects for each prompt that are not tensors (open pipeline calls).
-    """
-
-    tensors: Mapping[str, Tensor]
-    content: tuple[tuple[int, ...], ...]
-    requests: tuple[Any, ...] = field(default_factory=tuple)
-
-    def __len__(self) -> int:
-        return len(self.content)
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """The denoiser's output for a batch of noisy latents.
-
-    Attributes:
-        x0: (B, C, H, W) predicted clean latents, with guidance applied where it was requested.
-        calls: (B,) int64 network rows spent on each image: usually 2 with guidance, 1 without.
-        attention: (B, tokens, h, w) share of each image cell's attention that goes to each text token, averaged over
-            layers and heads at the grid of ``Capabilities.attention_grid``; ``None`` unless requested. Rows that did
-            not request it hold zeros.
-        features: (B, ``Capabilities.feature_dim``) float32, the middle block's output under the prompt, averaged over
-            the image; ``None`` when the model has none.
-        steps: for each row the arguments of the pipeline's own scheduler step; empty if the backbone has none.
-    """
-
-    x0: Tensor
-    calls: Tensor
-    attention: Tensor | None = None
-    features: Tensor | None = None
-    steps: tuple[Any, ...] = ()
 
 
 @dataclass(frozen=True)

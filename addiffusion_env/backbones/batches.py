@@ -1,19 +1,21 @@
-"""Values whose attributes are batch first, with rows that are taken from their batch only when they are read.
+"""What a backbone takes and gives, batch first: latents, the state of their solver, encoded prompts, predictions.
 
-A step of 64 lanes would otherwise slice every tensor 64 times and join the slices again for the next step. Here a lane
-holds (batch, index); joining the rows of one batch returns the batch itself, or one selection of it.
+Rows are taken from their batch only when they are read. A step of 64 lanes would otherwise slice every tensor 64 times
+and join the slices again for the next step. Here a lane holds (batch, index); joining the rows of one batch returns the
+batch itself, or one selection of it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
-from functools import cache
+from dataclasses import dataclass, field, fields
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -103,10 +105,163 @@ class Batched:
 _names: Callable[[type], tuple[str, ...]] = cache(lambda kind: tuple(item.name for item in fields(kind)))
 
 
+@dataclass(frozen=True)
+class History(Batched):
+    """The state of a multistep solver for each lane: its last two predictions.
+
+    Attributes:
+        x0: (B, C, H, W) the previous clean prediction; meaningless where ``sigma`` is NaN.
+        sigma: (B,) float64, the noise level of that prediction; NaN where there is no previous step.
+        older_x0: (B, C, H, W) the clean prediction before that one; meaningless where ``older_sigma`` is NaN.
+        older_sigma: (B,) float64, its noise level; NaN where there are fewer than two previous steps.
+        scheduler: for each lane the state of the pipeline's own scheduler (``solver="scheduler"``) as plain values;
+            ``None`` where that scheduler has not been used.
+    """
+
+    x0: Tensor
+    sigma: Tensor
+    older_x0: Tensor
+    older_sigma: Tensor
+    scheduler: tuple[Mapping[str, Any] | None, ...] = field(default_factory=tuple)
+
+    def __post_init__(self) -> None:
+        if not self.scheduler:
+            object.__setattr__(self, "scheduler", (None,) * len(self.x0))
+
+    @classmethod
+    def none(cls, like: Tensor) -> History:
+        """An empty history for (B, C, H, W) latents: the next step of a multistep solver is first order."""
+        return _empty_history(like.shape, like.dtype, like.device)
+
+    def then(self, x0: Tensor, sigma: Tensor) -> History:
+        """The history after one more prediction: ``x0`` (B, C, H, W) at noise levels ``sigma`` (B,)."""
+        return History(x0, sigma, self.x0, self.sigma)
+
+    def __len__(self) -> int:
+        return len(self.sigma)
+
+
+@lru_cache(maxsize=64)
+def _empty_history(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> History:
+    """One for all lanes: every resampling begins with it, and nothing is written in place."""
+    nothing = torch.full((shape[0],), float("nan"), dtype=torch.float64)
+    zeros = torch.zeros((), dtype=dtype, device=device).expand(shape)
+    return History(zeros, nothing, zeros, nothing)
+
+
+HISTORY_TENSORS = tuple(item.name for item in fields(History) if item.name != "scheduler")
+
+
+@dataclass(frozen=True)
+class Latents(Batched):
+    """The denoising state of a batch of images.
+
+    Attributes:
+        x: (B, C, H, W) noisy latents.
+        sigma: (B,) float64 on the CPU, noise levels; see :mod:`addiffusion_env.backbones.schedules`.
+        history: solver state of each row.
+    """
+
+    x: Tensor
+    sigma: Tensor
+    history: History
+
+    @classmethod
+    def start(cls, x: Tensor, sigma: Tensor) -> Latents:
+        """Latents without history."""
+        return cls(x, sigma.to(torch.float64), History.none(x))
+
+    def __len__(self) -> int:
+        return len(self.sigma)
+
+
+@dataclass(frozen=True)
+class Conditioning(Batched):
+    """Encoded prompts: named tensors, batch first.
+
+    Attributes:
+        tensors: for example ``text`` (B, tokens, D) and, with guidance, ``negative`` (B, tokens, D).
+        content: for each prompt the positions of its content tokens (no special tokens, no stop words), in order.
+        requests: the backbone's own objects for each prompt that are not tensors (open pipeline calls).
+    """
+
+    tensors: Mapping[str, Tensor]
+    content: tuple[tuple[int, ...], ...]
+    requests: tuple[Any, ...] = field(default_factory=tuple)
+
+    def __len__(self) -> int:
+        return len(self.content)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The denoiser's output for a batch of noisy latents.
+
+    Attributes:
+        x0: (B, C, H, W) predicted clean latents, with guidance applied where it was requested.
+        calls: (B,) int64 network rows spent on each image: usually 2 with guidance, 1 without.
+        attention: (B, tokens, h, w) share of each image cell's attention that goes to each text token, averaged over
+            layers and heads at the grid of ``Capabilities.attention_grid``; ``None`` unless requested. Rows that did
+            not request it hold zeros.
+        features: (B, ``Capabilities.feature_dim``) float32, the middle block's output under the prompt, averaged over
+            the image; ``None`` when the model has none.
+        steps: for each row the arguments of the pipeline's own scheduler step; empty if the backbone has none.
+    """
+
+    x0: Tensor
+    calls: Tensor
+    attention: Tensor | None = None
+    features: Tensor | None = None
+    steps: tuple[Any, ...] = ()
+
+
+class FeatureHook:
+    """Stores the pooled output of one module of a denoiser from its last call, for :attr:`Prediction.features`.
+
+    The features are by-products of an evaluation, so a policy that reads them needs neither a preview nor a scorer.
+    Baranchuk et al. 2022 (arXiv:2112.03126) studied them as inputs of small networks. It is a permanent forward hook:
+    ``torch.compile`` traces only the hooks that are registered at the first call.
+
+    Attributes:
+        pooled: (N, C) float32, the mean over cells or tokens; ``None`` when the module has not run.
+    """
+
+    def __init__(self) -> None:
+        self.pooled: Tensor | None = None
+
+    def __call__(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        """Pools (N, C, h, w) of a UNet's block, or (N, tokens, C) of a transformer's, the image tokens last."""
+        value: Tensor = (output[-1] if isinstance(output, tuple) else output).detach()
+        self.pooled = value.mean(dim=(2, 3) if value.ndim == 4 else 1, dtype=torch.float32)
+
+    def take(self, rows: int) -> Tensor | None:
+        """Returns (rows, C), the features of the first rows, and clears the store."""
+        pooled, self.pooled = self.pooled, None
+        # A copy: CUDA graphs write the next call's into the same memory.
+        return None if pooled is None else pooled[:rows].clone()
+
+
+def hook(module: nn.Module) -> FeatureHook:
+    """The module's feature hook, registered if it has none. Backbones that share a denoiser share the hook."""
+    for hook in module._forward_hooks.values():
+        if isinstance(hook, FeatureHook):
+            return hook
+    made = FeatureHook()
+    module.register_forward_hook(made)
+    return made
+
+
 def finite_rows(values: Tensor) -> Tensor:
     """(B,) bool: whether all numbers of a row of (B, ...) are finite, in a sixth of the time of ``torch.isfinite``."""
     flat = values.flatten(1)
     return torch.isfinite(flat.amax(1)) & torch.isfinite(flat.amin(1))  # NaN is larger, and smaller, than all
+
+
+def resized(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """(B, C, H, W) -> (B, C, *size), antialiased; the same tensor when it has that size."""
+    if tuple(x.shape[-2:]) == size:
+        return x
+    return F.interpolate(x.float(), size=size, mode="bilinear", align_corners=False, antialias=True)
 
 
 def _row(value: Any, index: int) -> Any:

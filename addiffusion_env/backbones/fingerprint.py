@@ -1,7 +1,7 @@
 """Identity and change detection of modules: a hash of their weights, and a checksum that is cheap to recompute.
 
 :func:`weights_digest` hashes every byte: exact, the same on every device. :func:`fingerprint` sums each weight's bits
-on its device, at memory bandwidth: cheap enough to compute before each use of a cache.
+on its device, at memory bandwidth: cheap enough to compute before each use of a :class:`LruCache` of results.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ import hashlib
 import json
 import os
 import weakref
-from collections.abc import Iterator
+from collections import OrderedDict
+from collections.abc import Hashable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +32,8 @@ PLAIN = (Tensor, nn.Parameter)
 
 SAMPLE = 256
 """Entries of each weight that :func:`sampled` reads."""
+
+Value = TypeVar("Value")
 
 _digests: weakref.WeakKeyDictionary[nn.Module, tuple[Any, str]] = weakref.WeakKeyDictionary()
 
@@ -260,3 +263,40 @@ def _rounded(scales: Any) -> Any:
 def _size(tokenizer: Any) -> tuple[Any, ...]:
     size = len(tokenizer) if hasattr(tokenizer, "__len__") else None
     return (id(tokenizer), size, getattr(tokenizer, "model_max_length", None))
+
+
+class LruCache(Generic[Value]):
+    """Keeps at most ``capacity`` values; the least recently used one is evicted first.
+
+    >>> cache = LruCache(2)
+    >>> for key in "aba": cache[key] = key.upper()
+    >>> cache["c"] = "C"
+    >>> cache.get("a"), cache.get("b"), "c" in cache
+    ('A', None, True)
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self._items: OrderedDict[Hashable, Value] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __contains__(self, key: Hashable) -> bool:
+        return key in self._items
+
+    def __setitem__(self, key: Hashable, value: Value) -> None:
+        self._items[key] = value
+        self._items.move_to_end(key)
+        while len(self._items) > self.capacity:
+            self._items.popitem(last=False)
+
+    def get(self, key: Hashable) -> Value | None:
+        """The value of ``key``, which becomes the most recently used, or ``None``."""
+        if key in self._items:
+            self._items.move_to_end(key)
+        return self._items.get(key)
+
+    def clear(self) -> None:
+        """Removes all values."""
+        self._items.clear()

@@ -19,13 +19,14 @@ from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 import addiffusion_env
+from addiffusion_env.backbones import Identified
 from addiffusion_env.backbones.fingerprint import bytes_of, digest_of, name_of, settings_of, weights_digest, weights_of
 
 DEEPEST = 12
@@ -42,26 +43,6 @@ RETURNED = ("output_attentions", "output_hidden_states", "return_dict", "use_cac
 """Entries of a model's configuration about its origin, its output format, or facts that its weights determine."""
 
 
-class Identified:
-    """A component whose identity is its content, by value.
-
-    The default describes every attribute: modules by configuration, weights and adapters, tokenizers by vocabulary,
-    plain values as they are; and the source code of a class that is not part of an installed package. That is correct
-    for most user-defined components. Override :attr:`identity` if the results depend on state elsewhere, such as a
-    server or an engine file, and list caches in ``not_identity``.
-
-    Attributes:
-        not_identity: attributes that do not affect results: caches, counters, hooks.
-    """
-
-    not_identity: ClassVar[tuple[str, ...]] = ()
-
-    @property
-    def identity(self) -> Mapping[str, Any]:
-        """Plain JSON values that change whenever the component's results may change, and not by using it."""
-        return _Describer().held(self)
-
-
 def described(value: Any) -> Any:
     """Any value as plain JSON: equal for equal content, independent of the object, the process and the folder.
 
@@ -73,6 +54,11 @@ def described(value: Any) -> Any:
     {'b': [1, None], 'a': 'torch.float16'}
     """
     return _Describer().of(value, "", ())
+
+
+def attributes_of(component: Identified) -> dict[str, Any]:
+    """The class of a component and its attributes, each as :func:`described`: its identity, unless it has its own."""
+    return _Describer().held(component)
 
 
 def identity_of(**parts: Any) -> dict[str, Any]:

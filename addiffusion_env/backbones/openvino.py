@@ -26,22 +26,20 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from addiffusion_env.backbones.batches import finite_rows
+from addiffusion_env.backbones import Identified
+from addiffusion_env.backbones.base import Load
+from addiffusion_env.backbones.batches import FeatureHook, finite_rows
 from addiffusion_env.backbones.devices import resolve_device
 from addiffusion_env.backbones.fingerprint import digest_of, layers_of, name_of, sampled, versions_of, weights_of
-from addiffusion_env.backbones.hooks import FeatureHook
-from addiffusion_env.backbones.identity import Identified, described, packages
+from addiffusion_env.backbones.identity import described, packages
 from addiffusion_env.errors import CapabilityError, ConfigError, MissingPackageError, NumericsError, nearest, unknown
 from addiffusion_env.files import in_a_line, whole_file
-
-if TYPE_CHECKING:
-    from addiffusion_env.backbones.base import Load
 
 ENGINES = ("torch", "openvino")
 """Values of ``backbone_options.engine``."""
@@ -149,24 +147,17 @@ class OpenVino(Identified):
         return core().compile_model(core().read_model(*source), "CPU", settings)
 
 
-def compute(engine: OpenVino | None, function: Function, network: nn.Module, *inputs: Tensor) -> tuple[Tensor, ...]:
-    """``function(network, *inputs)``, in torch without an engine."""
-    return function(network, *inputs) if engine is None else engine.run(function, network, *inputs)
-
-
-def engine_of(load: Load) -> OpenVino | None:
-    """The engine that a backbone's options name, ``None`` for torch.
+def engine_of(load: Load) -> OpenVino:
+    """The engine that a backbone's options name, other than torch.
 
     Raises:
         UnknownNameError: for another name.
         ConfigError: for a device other than the CPU, or an invalid precision.
         MissingPackageError: when OpenVINO is not installed.
     """
-    name = load.options.get("engine", "torch")
+    name = load.options["engine"]
     if name not in ENGINES:
         raise unknown("engine", str(name), ENGINES)
-    if name == "torch":
-        return None
     if load.device != "auto" and resolve_device(load.device).type != "cpu":
         raise ConfigError(f"engine=openvino runs on the CPU, got device={load.device!r}", "use device=cpu")
     return OpenVino("float32" if load.dtype == "auto" else load.dtype)

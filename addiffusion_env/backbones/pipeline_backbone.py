@@ -15,15 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from addiffusion_env.backbones.base import (
-    Backbone,
-    Capabilities,
-    Conditioning,
-    Latents,
-    Load,
-    Prediction,
-    check_prompts,
-)
+from addiffusion_env.backbones.base import Backbone, Capabilities, Load, check_prompts
+from addiffusion_env.backbones.batches import Conditioning, Latents, Prediction
 from addiffusion_env.backbones.calls.arguments import PipelineArguments
 from addiffusion_env.backbones.calls.denoiser_hooks import DenoiserHooks, attention_grid
 from addiffusion_env.backbones.calls.evaluator import Evaluator
@@ -50,8 +43,7 @@ from addiffusion_env.backbones.pipelines import PipelineSpec, load_pipeline
 from addiffusion_env.backbones.schedules import rows
 from addiffusion_env.backbones.solvers import SCHEDULER, ddim_step
 from addiffusion_env.errors import CapabilityError
-from addiffusion_env.prompts import Prompt
-from addiffusion_env.seeding import keyed_generator
+from addiffusion_env.prompts import Prompt, keyed_generator
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -1,12 +1,11 @@
-"""Cheap previews of latents: tiny decoders from the hub."""
+"""Tiny decoders from the hub, for cheap previews of latents."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import nn
 
 from addiffusion_env.backbones.devices import quiet_loading
 from addiffusion_env.errors import WeightsError
@@ -44,10 +43,3 @@ def tiny_decoder(name_or_path: str, channels: int, dtype: torch.dtype) -> nn.Mod
         raise WeightsError(
             f"{folder} does not load as AutoencoderTiny: {in_a_line(error)}", again(folder / "*")
         ) from error
-
-
-def resized(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """(B, C, H, W) -> (B, C, *size), antialiased; the same tensor when it has that size."""
-    if tuple(x.shape[-2:]) == size:
-        return x
-    return F.interpolate(x.float(), size=size, mode="bilinear", align_corners=False, antialias=True)

@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from addiffusion_env.backbones.base import Latents
+from addiffusion_env.backbones.batches import Latents
 from addiffusion_env.backbones.schedules import NoisePath, rows
 from addiffusion_env.errors import CapabilityError, unknown
 from addiffusion_env.registry import Registry

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields, replace
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from addiffusion_env.backbones.base import Backbone, Capabilities, Conditioning, Prediction, check_prompts
+from addiffusion_env.backbones.base import Backbone, Capabilities, check_prompts
+from addiffusion_env.backbones.batches import Conditioning, FeatureHook, Prediction, hook, resized
 from addiffusion_env.backbones.conventions import Discrete, convention_of
-from addiffusion_env.backbones.fingerprint import sampled
-from addiffusion_env.backbones.hooks import AttentionStore, FeatureHook, captured_attention, hook
-from addiffusion_env.backbones.openvino import OpenVino, compute
-from addiffusion_env.backbones.previews import resized
+from addiffusion_env.backbones.fingerprint import LruCache, sampled
 from addiffusion_env.backbones.schedules import rows
 from addiffusion_env.backbones.text import content_positions, tokenize
 from addiffusion_env.errors import CapabilityError
-from addiffusion_env.lru import LruCache
+
+if TYPE_CHECKING:
+    from addiffusion_env.backbones.attention import AttentionStore
+    from addiffusion_env.backbones.openvino import OpenVino
 
 TEXT_CACHE = 256 * 2**20
 """Maximum size of the cache of encoded prompts in bytes."""
@@ -171,7 +172,7 @@ class StableDiffusionBackbone(Backbone):
         store = self._store(capture)
         text = self._network_text(conditioning, guided)
         if self.engine is None:
-            with captured_attention(self.denoiser, store) if store else nullcontext():
+            with self._captured(store):
                 at_once = ROWS_ON_CPU if self.device.type == "cpu" and store is None else len(noisy)
                 parts = zip(*(value.split(at_once) for value in (noisy.to(self.dtype), times, text)), strict=True)
                 made = [(self.denoiser(*part, return_dict=False)[0], self.hook.take(at_once)) for part in parts]
@@ -183,7 +184,7 @@ class StableDiffusionBackbone(Backbone):
             features = pooled[:size]
             if store is not None:  # only torch has attention maps: these rows again, so that no other row changes
                 asked, store.rows = store.rows, torch.arange(len(store.rows))
-                with captured_attention(self.denoiser, store):
+                with self._captured(store):
                     self.denoiser(noisy[asked], times[asked], encoder_hidden_states=text[asked])
                 self.hook.take(0)
                 store.rows = asked
@@ -213,7 +214,17 @@ class StableDiffusionBackbone(Backbone):
             return None
         if self.capabilities.attention_grid is None:
             raise CapabilityError(f"backbone {self.name!r} has no attention maps", "use refine.maps=phrase")
+        from addiffusion_env.backbones.attention import AttentionStore
+
         return AttentionStore(torch.nonzero(capture).flatten(), self.capabilities.attention_grid)
+
+    def _captured(self, store: AttentionStore | None) -> AbstractContextManager[None]:
+        """A context in which attention is written to the store, if there is one."""
+        if store is None:
+            return nullcontext()
+        from addiffusion_env.backbones.attention import captured_attention
+
+        return captured_attention(self.denoiser, store)
 
     @staticmethod
     def _maps(store: AttentionStore | None, size: int) -> Tensor | None:
@@ -252,12 +263,12 @@ class StableDiffusionBackbone(Backbone):
 
 def run_decoder(decoder: Any, x: Tensor, engine: OpenVino | None = None) -> Tensor:
     """Calls a diffusers autoencoder: (B, C, h, w) -> (B, 3, H, W) float32."""
-    # diffusers' own ``dtype`` visits every layer.
-    return compute(engine, decode, decoder, x.to(next(decoder.parameters()).dtype))[0].float()
+    x = x.to(next(decoder.parameters()).dtype)  # diffusers' own ``dtype`` visits every layer
+    return (decode(decoder, x) if engine is None else engine.run(decode, decoder, x))[0].float()
 
 
 def decode(decoder: Any, x: Tensor) -> tuple[Tensor, ...]:
-    """A diffusers autoencoder's decoder, for :func:`.compute`."""
+    """A diffusers autoencoder's decoder, for :class:`.OpenVino`."""
     return decoder.decode(x, return_dict=False)
 
 

@@ -38,10 +38,9 @@ from addiffusion_env.evaluation.cost import (
 )
 from addiffusion_env.evaluation.frontier import upper_hull
 from addiffusion_env.files import write_text
-from addiffusion_env.prompts import Prompt, PromptList, PromptSource, TextFilePrompts
+from addiffusion_env.prompts import Prompt, PromptList, PromptSource, TextFilePrompts, stable_hash
 from addiffusion_env.samplers.checked_attempts import CheckedAttempts
 from addiffusion_env.scorers.image_scores import ImageScorers, NoScorers
-from addiffusion_env.seeding import stable_hash
 from addiffusion_env.tabular.mdp import Transitions
 from addiffusion_env.tabular.recorder import Recorder
 from addiffusion_env.tabular.rules import costs_of

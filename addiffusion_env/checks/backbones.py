@@ -6,7 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from addiffusion_env.backbones.base import Backbone, Prediction
+from addiffusion_env.backbones.base import Backbone
+from addiffusion_env.backbones.batches import Prediction
 from addiffusion_env.checks.base import identity_is_held, refuses, require
 from addiffusion_env.errors import CapabilityError, PromptError
 

@@ -9,7 +9,8 @@ from typing import Any
 
 from torch import nn
 
-from addiffusion_env.backbones.identity import Identified, differences, listed
+from addiffusion_env.backbones import Identified
+from addiffusion_env.backbones.identity import differences, listed
 from addiffusion_env.errors import AdDiffusionError, ContractError
 
 Contract = Callable[[Any], None]

@@ -8,8 +8,8 @@ from dataclasses import fields, replace
 import numpy as np
 
 from addiffusion_env.checks.base import require
-from addiffusion_env.observations import Frame
-from addiffusion_env.observations.features import UTILITY, Feature, Widths
+from addiffusion_env.observations import UTILITY
+from addiffusion_env.observations.features import Feature, Frame, Widths
 
 LANES, WIDTHS = 4, Widths(clip=8, features=6)
 SCORES = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from addiffusion_env.backbones.base import Latents
+from addiffusion_env.backbones.batches import Latents
 from addiffusion_env.backbones.schedules import NoisePath, RectifiedFlow, VariancePreserving
 from addiffusion_env.backbones.solvers import Solver, check_solver
 from addiffusion_env.checks.base import require

@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 from addiffusion_env.distributed.actor_pool import BaseWorker
-from addiffusion_env.envs.infos import info_of
 from addiffusion_env.envs.sb3_env import AdDiffusionVecEnv
+from addiffusion_env.envs.slot import info_of
 
 THUMBNAIL = 64
 """Maximum side, in pixels, of the finished images that workers send."""

@@ -10,9 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from addiffusion_env.backbones.base import Backbone, Latents
-from addiffusion_env.backbones.batches import evolved
-from addiffusion_env.engine.images import GeneratedImage
+from addiffusion_env.backbones.base import Backbone
+from addiffusion_env.backbones.batches import Latents, evolved
 from addiffusion_env.engine.lane import (
     Evaluate,
     Finish,
@@ -23,8 +22,8 @@ from addiffusion_env.engine.lane import (
     after_evaluation,
     relative_change,
 )
-from addiffusion_env.engine.process import Action, ProcessConfig, RefineConfig
-from addiffusion_env.engine.regions import attention_mask, evidence_of, phrase_masks, phrases_of, without
+from addiffusion_env.engine.process import Action, ProcessConfig
+from addiffusion_env.scorers.image_scores import GeneratedImage
 from addiffusion_env.scorers.utility import Utility
 
 LaneCoroutine = Generator[Request, Any, Lane]
@@ -91,7 +90,7 @@ def better(utility: Utility, kept: GeneratedImage | None, new: GeneratedImage) -
     """The finished image of higher utility; the earlier one on a tie."""
     if kept is None:
         return new
-    old, fresh = (utility.at(image.scores) if image.utility is None else image.utility for image in (kept, new))
+    old, fresh = (image.scores.utility(utility) if image.utility is None else image.utility for image in (kept, new))
     return kept if old >= fresh else new
 
 
@@ -222,6 +221,8 @@ def region(
     size = (int(lane.latents.x.shape[-2]), int(lane.latents.x.shape[-1]))
     if config.region == "whole":
         return lane, None
+    from addiffusion_env.engine.regions import attention_mask, pick_phrase
+
     if config.maps == "attention":
         request = ask(process, lane, lane.latents, None)
         outcome: Outcome = yield request._replace(capture=True)
@@ -230,11 +231,13 @@ def region(
         positions = lane.conditioning.content[0]
         return lane, attention_mask(outcome.attention[0], positions, config.fraction, config.blur, size)
     lane, maps = yield from phrase_maps(backbone, process, lane)
-    return lane, pick_phrase(config, maps, size)
+    return lane, pick_phrase(maps, config, size)
 
 
 def phrase_maps(backbone: Backbone, process: ProcessConfig, lane: Lane) -> Generator[Request, Any, tuple[Lane, Tensor]]:
     """(P, H, W): effect of each phrase, ``|x0(prompt) - x0(prompt without the phrase)|``, mean over channels."""
+    from addiffusion_env.engine.regions import evidence_of, phrases_of, without
+
     request = ask(process, lane, lane.latents, None)._replace(guidance_scale=1.0)
     whole: Outcome = yield request
     lane = charged(process, lane, whole)
@@ -246,15 +249,6 @@ def phrase_maps(backbone: Backbone, process: ProcessConfig, lane: Lane) -> Gener
         maps.append((whole.x0 - other.x0).abs().mean(1)[0])
     stacked = torch.stack(maps)
     return evolved(lane, evidence=evidence_of(stacked)), stacked
-
-
-def pick_phrase(config: RefineConfig, maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """The mask of the weakest phrase, or of all phrases together."""
-    masks = phrase_masks(maps, config.fraction, config.blur, size)
-    if config.region == "union":
-        return masks.amax(0, keepdim=True)
-    weakest = int(maps.flatten(1).amax(1).argmin())
-    return masks[weakest : weakest + 1]
 
 
 def score_preview(lane: Lane) -> LaneCoroutine:

@@ -16,11 +16,10 @@ from typing import Any
 
 import torch
 
-from addiffusion_env.backbones.base import Backbone, Conditioning, Latents
-from addiffusion_env.backbones.batches import finite_rows
+from addiffusion_env.backbones.base import Backbone
+from addiffusion_env.backbones.batches import Conditioning, Latents, finite_rows
 from addiffusion_env.backbones.solvers import SCHEDULER, SOLVERS, check_solver
 from addiffusion_env.engine import Counters
-from addiffusion_env.engine.images import GeneratedImage, utilities_of
 from addiffusion_env.engine.lane import (
     LANE_ERRORS,
     Begin,
@@ -38,7 +37,7 @@ from addiffusion_env.engine.lane import (
 )
 from addiffusion_env.errors import ConfigError, DeviceMemoryError, NumericsError
 from addiffusion_env.prompts import Prompt
-from addiffusion_env.scorers.image_scores import ImageScorers, ImageScores
+from addiffusion_env.scorers.image_scores import GeneratedImage, ImageScorers, ImageScores, utilities_of
 
 Decider = Callable[[Sequence[Decide]], Sequence[int]]
 

@@ -8,10 +8,10 @@ from typing import Any
 
 from addiffusion_env.backbones.base import Backbone
 from addiffusion_env.engine.coroutines import env_step
-from addiffusion_env.engine.images import GeneratedImage
 from addiffusion_env.engine.lane import Begin, Decide, Lane, Request
 from addiffusion_env.engine.process import ProcessConfig
 from addiffusion_env.prompts import Prompt
+from addiffusion_env.scorers.image_scores import GeneratedImage
 
 
 @dataclass(frozen=True)

@@ -11,15 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from addiffusion_env.backbones.base import HISTORY_TENSORS, Backbone, Conditioning, History, Latents
-from addiffusion_env.backbones.batches import evolved
-from addiffusion_env.engine.images import GeneratedImage, image_state, restore_image, restore_scores, scores_state
+from addiffusion_env.backbones.base import Backbone
+from addiffusion_env.backbones.batches import HISTORY_TENSORS, Conditioning, History, Latents, evolved
 from addiffusion_env.engine.process import Action, ProcessConfig
 from addiffusion_env.errors import AdDiffusionError, ConfigError, ImageRangeError, NumericsError, ScorerError
-from addiffusion_env.prompts import Prompt
-from addiffusion_env.scorers.image_scores import ImageScores
+from addiffusion_env.prompts import Prompt, keyed_noise
+from addiffusion_env.scorers.image_scores import GeneratedImage, ImageScores
 from addiffusion_env.scorers.utility import Utility
-from addiffusion_env.seeding import keyed_noise
 
 LANE_ERRORS = (NumericsError, ImageRangeError, ScorerError)
 """Errors that concern a single lane: NaN from a denoiser, decoder or scorer, and a scorer that raises. Any other error
@@ -272,12 +270,12 @@ class Lane:
             "rest": torch.from_numpy(np.array(self.rest)),
             "counts": [self.step, self.nfe, self.calls, self.refinements, self.change],
             "x0": self.x0,
-            "look": scores_state(self.scores),
+            "look": None if self.scores is None else self.scores.state(),
             "actions": list(self.actions),
             "masks": [torch.from_numpy(np.array(mask)) for mask in self.masks],
             "evidence": None if self.evidence is None else torch.from_numpy(self.evidence),
-            "shown": image_state(self.shown),
-            "best": image_state(self.best),
+            "shown": None if self.shown is None else self.shown.state(),
+            "best": None if self.best is None else self.best.state(),
             "features": self.features,
             "levels": None if self.levels is None else torch.from_numpy(np.array(self.levels)),
         }
@@ -332,13 +330,13 @@ def restore_lane(backbone: Backbone, state: Mapping[str, Any]) -> Lane:
         calls=calls,
         refinements=refinements,
         x0=None if state["x0"] is None else state["x0"].to(backbone.device),
-        scores=restore_scores(state["look"]),
+        scores=ImageScores.restored(state["look"]),
         change=change,
         actions=tuple(state["actions"]),
         masks=tuple(mask.numpy() for mask in state["masks"]),
         evidence=None if state.get("evidence") is None else state["evidence"].numpy(),
-        shown=restore_image(state.get("shown")),
-        best=restore_image(state.get("best")),
+        shown=GeneratedImage.restored(state.get("shown")),
+        best=GeneratedImage.restored(state.get("best")),
         features=None if state.get("features") is None else state["features"].to(backbone.device),
         levels=None if state.get("levels") is None else state["levels"].numpy(),
     )

@@ -11,8 +11,8 @@ from PIL import Image
 
 from addiffusion_env.backbones.base import Backbone
 from addiffusion_env.engine.episode import Episode
-from addiffusion_env.engine.images import to_pixels
 from addiffusion_env.engine.lane import Decide, Evaluate, Lane, Outcome, Request
+from addiffusion_env.scorers.image_scores import to_pixels
 
 
 class EpisodeObserver:

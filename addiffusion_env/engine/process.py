@@ -242,6 +242,16 @@ class ProcessConfig(Settings):
         """
         return tuple(step for step in range(1, self.steps) if self.decides(step))
 
+    @property
+    def longest_episode(self) -> int:
+        """Maximum number of decisions in an episode: every step and every refinement."""
+        decisions, refine = len(self.decision_steps) + 1, self.refine
+        if not refine.enabled:
+            return decisions
+        back = refine.return_to
+        repeated = 0 if back is None else sum(step > back for step in self.decision_steps) + 1
+        return decisions + refine.limit * (1 + repeated)
+
     def cost(self, calls: int) -> tuple[float, int]:
         """(NFE, network calls) of ``calls`` network calls, where one (guided) evaluation of the schedule is 1 NFE.
 

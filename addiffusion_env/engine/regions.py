@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from addiffusion_env.engine.process import RefineConfig
 from addiffusion_env.prompts import Prompt
 
 
@@ -75,9 +76,13 @@ def attention_mask(
     return soft_masks(mean, fraction, blur, size)
 
 
-def phrase_masks(maps: Tensor, fraction: float, blur: float, size: tuple[int, int]) -> Tensor:
-    """(P, h, w) phrase-difference maps -> (P, 1, H, W) masks, one per phrase."""
-    return soft_masks(maps, fraction, blur, size)
+def pick_phrase(maps: Tensor, config: RefineConfig, size: tuple[int, int]) -> Tensor:
+    """(P, h, w) phrase-difference maps -> (1, 1, H, W) mask of the weakest phrase, or of all phrases together."""
+    masks = soft_masks(maps, config.fraction, config.blur, size)
+    if config.region == "union":
+        return masks.amax(0, keepdim=True)
+    weakest = int(maps.flatten(1).amax(1).argmin())
+    return masks[weakest : weakest + 1]
 
 
 # Separators between the objects of a prompt: commas, conjunctions and spatial prepositions.

@@ -1,20 +1,96 @@
-"""The scalar environment: one image per episode."""
+"""The scalar environment, one image per episode, and what it shares with the vectorised ones: snapshots, rendering."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
 import numpy as np
 
+from addiffusion_env.backbones.fingerprint import digest_of
 from addiffusion_env.envs.episodes import Episodes
-from addiffusion_env.envs.infos import info_of
-from addiffusion_env.envs.rendering import View
 from addiffusion_env.envs.settings import RENDER_MODES, EnvSettings
-from addiffusion_env.envs.slot import ActionSpace
-from addiffusion_env.envs.state import Restorable
+from addiffusion_env.envs.slot import ActionSpace, Slot, info_of
+from addiffusion_env.errors import ResumeError
+from addiffusion_env.prompts import PromptList
+
+if TYPE_CHECKING:
+    from addiffusion_env.envs.rendering import Cell, Window
 
 Observation = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True, eq=False)
+class Snapshot:
+    """The state of an environment, for :meth:`Restorable.restore`. Cheap: its tensors are shared, not copied.
+
+    Attributes:
+        slots: the state of every lane, immutable.
+        filmstrips: cells of the filmstrips, in mode ``filmstrip``.
+        over: whether a lane's filmstrip shows an episode that has ended.
+    """
+
+    slots: tuple[Slot | None, ...]
+    filmstrips: tuple[tuple[Cell, ...], ...]
+    over: tuple[bool, ...]
+
+
+class Restorable:
+    """Mixin of the three environments: snapshots, state dicts, identity."""
+
+    episodes: Episodes
+    view: View
+
+    def identity(self) -> dict[str, Any]:
+        """Identity of the backbone, scorers, process, reward and prompts; see :func:`.identity_of`."""
+        from addiffusion_env.backbones.identity import described, identity_of
+
+        episodes = self.episodes
+        prompts = episodes.source.prompts if isinstance(episodes.source, PromptList) else episodes.source.name
+        return identity_of(
+            backbone=episodes.backbone,
+            scorers=episodes.scorers,
+            process=episodes.process,
+            reward=episodes.reward,
+            prompts=digest_of(described(prompts)),
+        )
+
+    def snapshot(self) -> Snapshot:
+        """The current state as a value, for tree search: :meth:`restore` returns to it any number of times.
+
+        The state of wrappers is not included (Gymnasium's ``TimeLimit`` keeps counting): use the setting
+        ``max_decisions`` instead.
+        """
+        filmstrips = tuple(tuple(cells) for cells in self.view.filmstrips)
+        return Snapshot(tuple(self.episodes.slots), filmstrips, tuple(self.view.over))
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Restores a snapshot of this environment, or of another one with the same settings.
+
+        The count of dropped episodes (``max_faults``) is not restored.
+
+        Raises:
+            ResumeError: if the snapshot has a different number of lanes.
+        """
+        lanes = len(self.episodes.slots)
+        if len(snapshot.slots) != lanes:
+            raise ResumeError(
+                f"the snapshot has {len(snapshot.slots)} lanes, this environment {lanes}",
+                f"use num_envs={len(snapshot.slots)}",
+            )
+        self.episodes.slots = list(snapshot.slots)
+        self.view.filmstrips = [list(cells) for cells in snapshot.filmstrips]
+        self.view.over = list(snapshot.over)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The same as plain tensors, numbers and strings, for a file: see :meth:`Episodes.state_dict`."""
+        return self.episodes.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores :meth:`state_dict`."""
+        self.episodes.load_state_dict(state)
 
 
 class AdDiffusionEnv(Restorable, gym.Env[Observation, np.int64]):
@@ -121,3 +197,99 @@ class AdDiffusionEnv(Restorable, gym.Env[Observation, np.int64]):
     @staticmethod
     def _row(observation: Observation) -> Observation:
         return {key: value[0] for key, value in observation.items()}
+
+
+MOST_CELLS = 60
+"""Maximum number of cells of a filmstrip; of a longer episode it shows the end."""
+
+
+class View:
+    """Renders the lanes of an environment in its render mode, if it has one, with :mod:`.envs.rendering`.
+
+    Args:
+        episodes: the episodes to render.
+        mode: one of :data:`addiffusion_env.envs.settings.RENDER_MODES`, or ``None`` for no rendering. A mode with the
+            suffix ``_list`` collects the frames of every reset and step until :meth:`render` returns them, as
+            Gymnasium's ``RenderCollection`` does.
+        fps: maximum frame rate of the window.
+
+    Attributes:
+        filmstrips: cells of each lane's filmstrip.
+        over: whether each lane's filmstrip shows an episode that has ended.
+    """
+
+    def __init__(self, episodes: Episodes, mode: str | None, fps: int) -> None:
+        self.episodes = episodes
+        self.mode = None if mode is None else mode.removesuffix("_list")
+        self.collected: list[list[np.ndarray]] | None = None if mode == self.mode else []
+        self.fps = fps
+        self.window: Window | None = None
+        self._room = min(MOST_CELLS, episodes.process.longest_episode)
+        self.filmstrips: list[list[Cell]] = [[] for _ in episodes.slots]
+        self.over = [False for _ in episodes.slots]
+
+    def reset(self, lanes: Iterable[int] | None = None) -> None:
+        """Called after a reset of some lanes; ``None`` for all of them."""
+        if lanes is None and self.collected is not None:
+            self.collected = []
+        for index in range(len(self.filmstrips)) if lanes is None else lanes:
+            self.filmstrips[index] = []
+            self.over[index] = False
+        self.show()
+
+    def stepped(self, index: int, over: bool) -> None:
+        """Called after an action of lane ``index``, before its next episode begins: adds a cell to its filmstrip."""
+        if self.mode != "filmstrip":
+            return
+        if self.over[index]:  # the filmstrip of an episode is kept until the next episode has its first cell
+            self.filmstrips[index] = []
+        self.over[index] = over
+        from addiffusion_env.envs.rendering import Cell
+
+        lane = self.episodes.lane(index)
+        preference = float("nan") if lane.scores is None else float(lane.scores.preference[0])
+        self.filmstrips[index].append(Cell(self.episodes.pixels(index), lane.actions[-1], preference, lane.refine_mask))
+
+    def frames(self) -> list[np.ndarray]:
+        """One frame per lane, all of one size: (296, 256, 3) uint8, or a filmstrip in mode ``filmstrip``."""
+        from addiffusion_env.envs.rendering import draw_filmstrip, render_frame
+
+        if self.mode == "filmstrip":
+            return [draw_filmstrip(cells, self._room) for cells in self.filmstrips]
+        lanes = [self.episodes.lane(index) for index in range(len(self.filmstrips))]
+        return [
+            render_frame(self.episodes.pixels(index), lane.actions, lane.nfe, lane.prompt.text, lane.refine_mask)
+            for index, lane in enumerate(lanes)
+        ]
+
+    def render(self) -> list[Any]:
+        """One entry per lane: a frame, or in a ``_list`` mode the frames collected since the last call."""
+        if self.collected is None:
+            return list(self.frames())
+        frames, self.collected = self.collected, []
+        return [list(lane) for lane in zip(*frames, strict=True)] or [[] for _ in self.filmstrips]
+
+    def show(self) -> None:
+        """Called at the end of every reset and step: updates the window in mode ``human``, collects in ``_list`` modes.
+
+        Raises:
+            MissingPackageError: if pygame is not installed.
+            ConfigError: if there is no screen.
+        """
+        if self.collected is not None:
+            self.collected.append(self.frames())
+        if self.mode == "human":
+            from addiffusion_env.envs.rendering import Window, tiled
+
+            self.window = self.window or Window("AdDiffusion", self.fps)
+            self.window.show(tiled(self.frames()))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For pickle: without the window, which belongs to its process."""
+        return {**self.__dict__, "window": None}
+
+    def close(self) -> None:
+        """Closes the window, if there is one."""
+        if self.window is not None:
+            self.window.close()
+            self.window = None

@@ -16,18 +16,15 @@ import numpy as np
 from addiffusion_env.backbones.fingerprint import digest_of
 from addiffusion_env.engine.coroutines import advance, env_step, finished, legal_actions
 from addiffusion_env.engine.engine import Engine
-from addiffusion_env.engine.images import GeneratedImage, to_pixels
 from addiffusion_env.engine.lane import Begin, Fault, FaultCount, Lane, Request, open_lanes
 from addiffusion_env.engine.process import Action
-from addiffusion_env.envs.draws import draw
-from addiffusion_env.envs.infos import Columns, InfoMaker, info_of
 from addiffusion_env.envs.settings import EnvSettings, load_backbone, load_scorers
-from addiffusion_env.envs.slot import Framer, Slot, numbers_of, portable
+from addiffusion_env.envs.slot import Columns, Framer, InfoMaker, Slot, draw, info_of, numbers_of, portable
 from addiffusion_env.errors import CapabilityError, ConfigError, EpisodeOverError, IllegalActionError
-from addiffusion_env.observations import Frame
-from addiffusion_env.observations.features import Observer, needs_preview
+from addiffusion_env.observations import needs_preview
+from addiffusion_env.observations.features import Frame, Observer
 from addiffusion_env.rewards import Transition, failures, make_reward, reward_error
-from addiffusion_env.scorers.utility import ImageScoresBatch
+from addiffusion_env.scorers.image_scores import GeneratedImage, ImageScoresBatch, to_pixels
 
 REFERENCE_CACHE = 100_000
 """Maximum number of cached reference scores, one per (prompt, seed)."""
@@ -42,7 +39,7 @@ class StepResult:
         reward: (B,) float64.
         terminated: (B,) bool, whether the image is finished.
         truncated: (B,) bool, whether the episode was ended from outside: a limit, or a fault.
-        infos: the lanes' infos, key by key (:mod:`addiffusion_env.envs.infos`).
+        infos: the lanes' infos, key by key (:class:`.slot.InfoMaker`).
     """
 
     observation: dict[str, np.ndarray]

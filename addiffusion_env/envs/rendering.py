@@ -1,9 +1,9 @@
-"""Rendering of episodes: frames, filmstrips, a window."""
+"""Drawing of episodes: frames, filmstrips, a window; :class:`.envs.env.View` chooses by render mode."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +11,6 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from addiffusion_env.engine.process import Action
-from addiffusion_env.envs.episodes import Episodes
-from addiffusion_env.envs.infos import longest_episode
 from addiffusion_env.errors import ConfigError, MissingPackageError
 
 ACTION_COLOURS = {0: (70, 130, 200), 1: (200, 60, 60), 2: (240, 170, 30)}
@@ -198,95 +196,3 @@ def _open_display(pygame: Any) -> None:
     if offscreen and not any(os.environ.get(name) for name in DRIVERS):
         pygame.display.quit()
         raise ConfigError("render_mode='human' needs a screen, and none was found", remedy)
-
-
-MOST_CELLS = 60
-"""Maximum number of cells of a filmstrip; of a longer episode it shows the end."""
-
-
-class View:
-    """Renders the lanes of an environment in its render mode.
-
-    Args:
-        episodes: the episodes to render.
-        mode: one of :data:`addiffusion_env.envs.settings.RENDER_MODES`, or ``None`` for no rendering. A mode with the
-            suffix ``_list`` collects the frames of every reset and step until :meth:`render` returns them, as
-            Gymnasium's ``RenderCollection`` does.
-        fps: maximum frame rate of the window.
-
-    Attributes:
-        filmstrips: cells of each lane's filmstrip.
-        over: whether each lane's filmstrip shows an episode that has ended.
-    """
-
-    def __init__(self, episodes: Episodes, mode: str | None, fps: int) -> None:
-        self.episodes = episodes
-        self.mode = None if mode is None else mode.removesuffix("_list")
-        self.collected: list[list[np.ndarray]] | None = None if mode == self.mode else []
-        self.fps = fps
-        self.window: Window | None = None
-        self._room = min(MOST_CELLS, longest_episode(episodes.process))
-        self.filmstrips: list[list[Cell]] = [[] for _ in episodes.slots]
-        self.over = [False for _ in episodes.slots]
-
-    def reset(self, lanes: Iterable[int] | None = None) -> None:
-        """Called after a reset of some lanes; ``None`` for all of them."""
-        if lanes is None and self.collected is not None:
-            self.collected = []
-        for index in range(len(self.filmstrips)) if lanes is None else lanes:
-            self.filmstrips[index] = []
-            self.over[index] = False
-        self.show()
-
-    def stepped(self, index: int, over: bool) -> None:
-        """Called after an action of lane ``index``, before its next episode begins: adds a cell to its filmstrip."""
-        if self.mode != "filmstrip":
-            return
-        if self.over[index]:  # the filmstrip of an episode is kept until the next episode has its first cell
-            self.filmstrips[index] = []
-        self.over[index] = over
-        lane = self.episodes.lane(index)
-        preference = float("nan") if lane.scores is None else float(lane.scores.preference[0])
-        self.filmstrips[index].append(Cell(self.episodes.pixels(index), lane.actions[-1], preference, lane.refine_mask))
-
-    def frames(self) -> list[np.ndarray]:
-        """One frame per lane, all of one size: (296, 256, 3) uint8, or a filmstrip in mode ``filmstrip``."""
-        if self.mode == "filmstrip":
-            return [draw_filmstrip(cells, self._room) for cells in self.filmstrips]
-        lanes = [self.episodes.lane(index) for index in range(len(self.filmstrips))]
-        return [
-            render_frame(self.episodes.pixels(index), lane.actions, lane.nfe, lane.prompt.text, lane.refine_mask)
-            for index, lane in enumerate(lanes)
-        ]
-
-    def render(self) -> list[Any]:
-        """One entry per lane: a frame, or in a ``_list`` mode the frames collected since the last call."""
-        if self.collected is None:
-            return list(self.frames())
-        frames, self.collected = self.collected, []
-        return [list(lane) for lane in zip(*frames, strict=True)] or [[] for _ in self.filmstrips]
-
-    def show(self) -> None:
-        """Called at the end of every reset and step: updates the window in mode ``human``, collects in ``_list`` modes.
-
-        Raises:
-            MissingPackageError: if pygame is not installed.
-            ConfigError: if there is no screen.
-        """
-        if self.collected is not None:
-            self.collected.append(self.frames())
-        if self.mode != "human":
-            return
-        if self.window is None:
-            self.window = Window("AdDiffusion", self.fps)
-        self.window.show(tiled(self.frames()))
-
-    def __getstate__(self) -> dict[str, Any]:
-        """For pickle: without the window, which belongs to its process."""
-        return {**self.__dict__, "window": None}
-
-    def close(self) -> None:
-        """Closes the window, if there is one."""
-        if self.window is not None:
-            self.window.close()
-            self.window = None

@@ -8,13 +8,10 @@ from typing import Any
 import numpy as np
 from stable_baselines3.common.vec_env import VecEnv
 
-from addiffusion_env.envs.env import AdDiffusionEnv
+from addiffusion_env.envs.env import AdDiffusionEnv, Restorable, View
 from addiffusion_env.envs.episodes import Episodes
-from addiffusion_env.envs.infos import info_of
-from addiffusion_env.envs.rendering import View
 from addiffusion_env.envs.settings import EnvSettings
-from addiffusion_env.envs.slot import ActionSpace
-from addiffusion_env.envs.state import Restorable
+from addiffusion_env.envs.slot import ActionSpace, info_of
 from addiffusion_env.errors import ConfigError
 
 

@@ -17,14 +17,13 @@ from addiffusion_env.engine.lane import FaultCount
 from addiffusion_env.engine.process import REFINE_PRESETS, ProcessConfig, RefineConfig
 from addiffusion_env.errors import ConfigError, check_settings, nearest, unknown
 from addiffusion_env.files import stamp_of
-from addiffusion_env.observations.features import OBSERVATION_PRESETS, UTILITY, features_of
-from addiffusion_env.old_names import present_keys, present_refine, present_settings
+from addiffusion_env.observations import OBSERVATION_PRESETS, UTILITY, features_of
 from addiffusion_env.prompts import PROMPT_SOURCES, Prompt, PromptList, PromptSource
 from addiffusion_env.registry import load_object
 from addiffusion_env.rewards import PRESET_COSTS
 from addiffusion_env.scorers.image_scores import ImageScorers
 from addiffusion_env.scorers.utility import Utility
-from addiffusion_env.settings import Ge, check_types
+from addiffusion_env.settings import Ge, check_types, present_keys, present_refine, present_settings
 
 RENDER_MODES = ("rgb_array", "filmstrip", "human")
 """A frame with the preview, a filmstrip of the episode so far, a window; ``make`` also accepts ``rgb_array_list``."""

@@ -1,8 +1,13 @@
-"""One episode of an environment: its actions, its state, and the frames of its observations."""
+"""One lane of an environment: its actions, how its episodes begin, its state, and the infos and frames made of it.
+
+Infos have constant keys, shapes and types, since replay buffers allocate their arrays from the first info they see.
+Real numbers are np.float64, which is a Python float and readable by TorchRL. They are made key by key for all lanes,
+since a dict per lane takes more time than the rest of a step.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,15 +18,15 @@ import torch
 from gymnasium import spaces
 from gymnasium.vector.utils import batch_space
 
-from addiffusion_env.backbones.base import Backbone
+from addiffusion_env.backbones.base import Backbone, Capabilities
 from addiffusion_env.backbones.batches import evolved
-from addiffusion_env.engine.images import GeneratedImage, image_state, restore_image, restore_scores, scores_state
 from addiffusion_env.engine.lane import Fault, Lane, restore_lane
 from addiffusion_env.engine.process import Action, ProcessConfig
-from addiffusion_env.errors import AdDiffusionError, IllegalActionError
-from addiffusion_env.observations import LOG_SNR_RANGE, Frame
-from addiffusion_env.scorers.image_scores import ImageScorers, ImageScores
-from addiffusion_env.scorers.utility import ImageScoresBatch
+from addiffusion_env.errors import AdDiffusionError, ConfigError, IllegalActionError, nearest
+from addiffusion_env.observations.features import LOG_SNR_RANGE, Frame
+from addiffusion_env.prompts import Prompt, PromptSource
+from addiffusion_env.scorers.image_scores import GeneratedImage, ImageScorers, ImageScores, ImageScoresBatch, pixels_of
+from addiffusion_env.settings import present
 
 
 class ActionSpace(spaces.Discrete):
@@ -105,6 +110,115 @@ def numbers_of(actions: Any, lanes: int) -> list[int]:
     return [int(action) for action in given.reshape(-1).tolist()]
 
 
+RESET_OPTIONS = ("prompt", "prompt_id", "seed", "cost_per_nfe")
+
+
+def draw(
+    source: PromptSource,
+    costs_per_nfe: tuple[float, float],
+    read: Callable[[str], Prompt],
+    seed: int,
+    episode: int,
+    options: Mapping[str, Any],
+) -> tuple[Prompt, int, float]:
+    """The prompt, image seed and cost per NFE of an episode, from the lane's seed and the reset's options.
+
+    Args:
+        source: prompts of episodes without one of their own.
+        costs_per_nfe: the range that costs per NFE are drawn from.
+        read: reads a user's text; it gets the id that it has in the backbone's prompt set, so that its noise is the
+            same.
+        seed: of the lane.
+        episode: index of the episode under that seed.
+        options: see :data:`RESET_OPTIONS`.
+
+    Raises:
+        ConfigError: for an unknown option, or a ``prompt_id`` without a ``prompt``.
+    """
+    options = present("reset option", options)
+    for key in options:
+        if key not in RESET_OPTIONS:
+            raise ConfigError(f"reset has no option {key!r}", nearest(key, RESET_OPTIONS))
+    prompt, prompt_id = options.get("prompt"), options.get("prompt_id")
+    if prompt_id is not None and prompt is None:
+        raise ConfigError("reset was given a prompt_id without a prompt", "give both, or a prompt alone")
+    rng = np.random.default_rng([seed, episode])
+    drawn, image_seed = source.sample(rng), int(rng.integers(2**31))
+    cost_per_nfe = float(rng.uniform(*costs_per_nfe))
+    if prompt is not None:
+        drawn = Prompt.of(read(prompt) if isinstance(prompt, str) else prompt, prompt_id)
+    return drawn, int(options.get("seed", image_seed)), float(options.get("cost_per_nfe", cost_per_nfe))
+
+
+@dataclass(frozen=True)
+class Slot:
+    """The state of one lane of an environment.
+
+    Attributes:
+        seed: the lane's seed.
+        episode: index of its current episode.
+        lane: the image being generated.
+        before: its scores at the previous decision.
+        cost_per_nfe: cost per NFE in this episode.
+        decisions: number of decisions taken in this episode.
+        image: the finished image, once there is one.
+        fault: why the episode was dropped, once it was; ``lane`` is then the state before the action that failed.
+    """
+
+    seed: int
+    episode: int
+    lane: Lane
+    before: ImageScores | None
+    cost_per_nfe: float
+    decisions: int = 0
+    image: GeneratedImage | None = None
+    fault: Fault | None = None
+
+    def after_step(self, result: tuple[Lane, GeneratedImage | None] | Fault) -> Slot:
+        """The slot after its action, or unchanged except for the fault that the action met."""
+        if isinstance(result, Fault):
+            return evolved(self, decisions=self.decisions + 1, fault=result)
+        lane, image = result
+        return evolved(self, lane=lane, before=self.lane.scores, decisions=self.decisions + 1, image=image)
+
+    def state(self) -> dict[str, Any]:
+        """Plain tensors, numbers and strings, from which :meth:`restored` restores the slot."""
+        return {
+            "seed": self.seed,
+            "episode": self.episode,
+            "cost_per_nfe": self.cost_per_nfe,
+            "decisions": self.decisions,
+            "before": None if self.before is None else self.before.state(),
+            "lane": self.lane.state(),
+            "image": None if self.image is None else self.image.state(),
+            "fault": None if self.fault is None else [self.fault.error.cause, self.fault.error.remedy],
+        }
+
+    @classmethod
+    def restored(cls, backbone: Backbone, state: Mapping[str, Any]) -> Slot:
+        """Restores a slot from :meth:`state`."""
+        fault = state.get("fault")
+        return cls(
+            seed=state["seed"],
+            episode=state["episode"],
+            lane=restore_lane(backbone, state["lane"]),
+            before=ImageScores.restored(state["before"]),
+            cost_per_nfe=state["cost_per_nfe"],
+            decisions=state["decisions"],
+            image=GeneratedImage.restored(state.get("image")),
+            fault=None if fault is None else Fault(AdDiffusionError(*fault)),
+        )
+
+
+def portable(state: Any) -> Any:
+    """A state with its tensors copied to the CPU: a row of a batch would keep the storage of the whole batch."""
+    if isinstance(state, torch.Tensor):
+        return state.detach().cpu().clone()
+    if isinstance(state, Mapping):
+        return {key: portable(value) for key, value in state.items()}
+    return [portable(value) for value in state] if isinstance(state, list | tuple) else state
+
+
 @dataclass(frozen=True)
 class Framer:
     """Builds the frames of lanes for one backbone, process and set of scorers.
@@ -168,70 +282,94 @@ class Framer:
         return schedule + (refine.limit * (maps + steps) if refine.enabled else 0)
 
 
-def portable(state: Any) -> Any:
-    """A state with its tensors copied to the CPU: a row of a batch would keep the storage of the whole batch."""
-    if isinstance(state, torch.Tensor):
-        return state.detach().cpu().clone()
-    if isinstance(state, Mapping):
-        return {key: portable(value) for key, value in state.items()}
-    return [portable(value) for value in state] if isinstance(state, list | tuple) else state
+Columns = Mapping[str, Any]
+"""Key -> one value per lane: a list, an array (B, ...), or again columns."""
 
 
 @dataclass(frozen=True)
-class Slot:
-    """The state of one lane of an environment.
+class InfoMaker:
+    """Builds the infos of an environment.
 
     Attributes:
-        seed: the lane's seed.
-        episode: index of its current episode.
-        lane: the image being generated.
-        before: its scores at the previous decision.
-        cost_per_nfe: cost per NFE in this episode.
-        decisions: number of decisions taken in this episode.
-        image: the finished image, once there is one.
-        fault: why the episode was dropped, once it was; ``lane`` is then the state before the action that failed.
+        image_size: (H, W) of a finished image.
+        mask_size: (h, w) of a refinement mask; ``None`` if *refine* regenerates no regions.
+        longest: maximum number of decisions in an episode.
+        terms: names of the reward terms.
     """
 
-    seed: int
-    episode: int
-    lane: Lane
-    before: ImageScores | None
-    cost_per_nfe: float
-    decisions: int = 0
-    image: GeneratedImage | None = None
-    fault: Fault | None = None
-
-    def after_step(self, result: tuple[Lane, GeneratedImage | None] | Fault) -> Slot:
-        """The slot after its action, or unchanged except for the fault that the action met."""
-        if isinstance(result, Fault):
-            return evolved(self, decisions=self.decisions + 1, fault=result)
-        lane, image = result
-        return evolved(self, lane=lane, before=self.lane.scores, decisions=self.decisions + 1, image=image)
-
-    def state(self) -> dict[str, Any]:
-        """Plain tensors, numbers and strings, from which :meth:`restored` restores the slot."""
-        return {
-            "seed": self.seed,
-            "episode": self.episode,
-            "cost_per_nfe": self.cost_per_nfe,
-            "decisions": self.decisions,
-            "before": scores_state(self.before),
-            "lane": self.lane.state(),
-            "image": image_state(self.image),
-            "fault": None if self.fault is None else [self.fault.error.cause, self.fault.error.remedy],
-        }
+    image_size: tuple[int, int]
+    mask_size: tuple[int, int] | None
+    longest: int
+    terms: tuple[str, ...]
 
     @classmethod
-    def restored(cls, backbone: Backbone, state: Mapping[str, Any]) -> Slot:
-        """Restores a slot from :meth:`state`."""
-        fault = state.get("fault")
-        return cls(
-            seed=state["seed"],
-            episode=state["episode"],
-            lane=restore_lane(backbone, state["lane"]),
-            before=restore_scores(state["before"]),
-            cost_per_nfe=state["cost_per_nfe"],
-            decisions=state["decisions"],
-            image=restore_image(state.get("image")),
-            fault=None if fault is None else Fault(AdDiffusionError(*fault)),
-        )
+    def of(cls, capabilities: Capabilities, process: ProcessConfig, terms: Iterable[str]) -> InfoMaker:
+        """For a backbone, a decision process and the terms of a reward."""
+        regions = process.refine.enabled and process.refine.region != "whole"
+        masks = capabilities.latent_shape[-2:] if regions else None
+        return cls(capabilities.image_size, masks, process.longest_episode, tuple(terms))
+
+    def columns(
+        self,
+        slots: Sequence[Slot],
+        actions: Sequence[int] | None = None,
+        illegal: Sequence[bool] | None = None,
+        paid: Mapping[str, np.ndarray] | None = None,
+    ) -> Columns:
+        """The infos of ``B`` lanes.
+
+        Args:
+            slots: the lanes' states.
+            actions: the action that led to each; -1 (``None`` for all) after a reset.
+            illegal: whether the requested action was illegal and replaced.
+            paid: name -> (B,) value of each reward term; ``None`` for all 0.
+        """
+        count, lanes = len(slots), [slot.lane for slot in slots]
+        scores = ImageScoresBatch.of([lane.scores for lane in lanes])
+        traces = np.full((count, self.longest), -1, dtype=np.int8)
+        images = np.zeros((count, *self.image_size, 3), np.uint8)
+        for row, lane in enumerate(lanes):
+            traces[row, : len(lane.actions)] = lane.actions
+        if finished := {row: slot.image for row, slot in enumerate(slots) if slot.image is not None}:
+            images[list(finished)] = pixels_of(list(finished.values()))
+        nothing = [0.0] * count
+        columns: dict[str, Any] = {
+            "prompt": [lane.prompt.text for lane in lanes],
+            "prompt_id": [lane.prompt.prompt_id for lane in lanes],
+            "task": [lane.prompt.task for lane in lanes],
+            "seed": [lane.seed for lane in lanes],
+            "sigma": np.array([lane.sigma for lane in lanes], np.float64),
+            "step": [lane.step for lane in lanes],
+            "nfe": np.array([lane.nfe for lane in lanes], np.float64),
+            "network_calls": [lane.calls for lane in lanes],
+            "refinements": [lane.refinements for lane in lanes],
+            "cost_per_nfe": np.array([slot.cost_per_nfe for slot in slots], np.float64),
+            # Zero and a flag, not NaN: Gymnasium's checker compares infos, and NaN is equal to nothing.
+            "has_scores": scores.known.tolist(),
+            "clip_score": scores.score("clip_score"),
+            "preference": scores.score("preference"),
+            "action": [-1] * count if actions is None else list(actions),
+            "illegal_action": [False] * count if illegal is None else list(illegal),
+            "action_trace": traces,
+            "reward_terms": {name: nothing if paid is None else paid[name].tolist() for name in self.terms},
+            "fault": ["" if slot.fault is None else slot.fault.error.cause for slot in slots],
+            "has_image": [slot.image is not None for slot in slots],
+            "image": images,
+        }
+        if self.mask_size is not None:
+            columns["refine_mask"] = masks = np.zeros((count, *self.mask_size), np.float32)
+            for row, lane in enumerate(lanes):
+                if (mask := lane.refine_mask) is not None:
+                    masks[row] = mask
+        return columns
+
+
+def info_of(columns: Columns, row: int) -> dict[str, Any]:
+    """One lane's info; its arrays are copies."""
+    info: dict[str, Any] = {}
+    for key, column in columns.items():
+        if isinstance(column, Mapping):
+            info[key] = info_of(column, row)
+        else:
+            info[key] = column[row].copy() if getattr(column, "ndim", 1) > 1 else column[row]
+    return info

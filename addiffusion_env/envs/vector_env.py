@@ -10,12 +10,10 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
+from addiffusion_env.envs.env import Restorable, View
 from addiffusion_env.envs.episodes import Episodes
-from addiffusion_env.envs.infos import rows_of, stacked, write
-from addiffusion_env.envs.rendering import View
 from addiffusion_env.envs.settings import RENDER_MODES, EnvSettings
-from addiffusion_env.envs.slot import ActionSpace
-from addiffusion_env.envs.state import Restorable
+from addiffusion_env.envs.slot import ActionSpace, Columns
 from addiffusion_env.errors import ConfigError, EpisodeOverError, unknown
 
 Observation = dict[str, np.ndarray]
@@ -212,3 +210,50 @@ def _limit(steps: int | None) -> int | None:
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
         raise ConfigError(f"max_episode_steps must be at least 1, got {steps!r}", "-1 or None for no limit")
     return steps
+
+
+def stacked(columns: Columns, places: Sequence[int], lanes: int) -> dict[str, Any]:
+    """The infos of a vector environment, as Gymnasium's ``_add_info`` joins them lane by lane.
+
+    Args:
+        columns: the infos of the lanes ``places``, increasing.
+        places: these lanes.
+        lanes: number of lanes of the environment; the others' values are 0 or ``None``, and masked.
+    """
+    found: dict[str, Any] = {}
+    mask = np.zeros(lanes, dtype=bool)
+    mask[places] = True
+    for key, column in columns.items():
+        if isinstance(column, Mapping):
+            array: Any = stacked(column, places, lanes)
+        else:
+            array = values = _array(column)
+            if len(places) < lanes:
+                array = np.full((lanes, *values.shape[1:]), None if values.dtype == object else 0, values.dtype)
+                array[places] = values
+        found[key], found[f"_{key}"] = array, mask.copy()
+    return found
+
+
+def rows_of(columns: Columns, rows: Sequence[int]) -> Columns:
+    """The infos of some of the lanes."""
+    return {
+        key: rows_of(column, rows) if isinstance(column, Mapping) else _array(column)[rows]
+        for key, column in columns.items()
+    }
+
+
+def write(infos: dict[str, Any], columns: Columns, places: Sequence[int]) -> None:
+    """Replaces the values of the lanes ``places`` in the infos of :func:`stacked`."""
+    for key, column in columns.items():
+        if isinstance(column, Mapping):
+            write(infos[key], column, places)
+        else:
+            infos[key][places] = _array(column)
+
+
+def _array(column: Any) -> np.ndarray:
+    """A column as an array: of objects where Gymnasium takes them, such as texts."""
+    if isinstance(column, np.ndarray):
+        return column
+    return np.array(column, dtype=None if isinstance(column[0], bool | int | float) else object)

@@ -32,7 +32,7 @@ from addiffusion_env.files import writing_to
 from addiffusion_env.rewards import Reward, Transition, make_reward
 from addiffusion_env.samplers.base import Sampler
 from addiffusion_env.samplers.traits import Traits
-from addiffusion_env.scorers.utility import ImageScoresBatch
+from addiffusion_env.scorers.image_scores import ImageScoresBatch
 
 FILMSTRIPS_FILE = "filmstrips.parquet"
 COLUMNS = 8

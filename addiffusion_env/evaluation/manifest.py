@@ -23,10 +23,9 @@ from addiffusion_env.evaluation.runner import RECORDS_FOLDER
 from addiffusion_env.evaluation.statistics import positive_margin
 from addiffusion_env.evaluation.store import RecordStore
 from addiffusion_env.files import write_text
-from addiffusion_env.old_names import present
 from addiffusion_env.samplers import named_traits
 from addiffusion_env.samplers.traits import Traits
-from addiffusion_env.settings import check_types
+from addiffusion_env.settings import check_types, present
 
 MANIFEST_FILE = "evaluation.json"
 PACKAGES = (

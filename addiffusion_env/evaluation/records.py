@@ -296,5 +296,5 @@ def record_of(
         last_step=None if last is None else int(last.lane.step),
         last_checked=None if last is None else last.lane.shown is not None,
         probabilities=None if chances is None else tuple(chances.tolist()),
-        correctness=None if utility.calibrator is None else 1 / (1 + math.exp(-utility.at(scores))),
+        correctness=None if utility.calibrator is None else 1 / (1 + math.exp(-scores.utility(utility))),
     )

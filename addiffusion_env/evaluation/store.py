@@ -17,7 +17,7 @@ from PIL import Image
 
 from addiffusion_env.evaluation.records import SCHEMA, Record, completed, digest_of, from_table, to_table
 from addiffusion_env.files import whole_file, writing_to
-from addiffusion_env.old_names import present
+from addiffusion_env.settings import present
 
 OTHER_OUT = "free space, or choose another out="
 """Remedy when an evaluation's folder cannot be written."""

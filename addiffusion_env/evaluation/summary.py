@@ -25,8 +25,8 @@ from addiffusion_env.evaluation.statistics import (
     wilcoxon,
 )
 from addiffusion_env.evaluation.tables import column, focus_of, paired
+from addiffusion_env.prompts import stable_hash
 from addiffusion_env.samplers.traits import Traits
-from addiffusion_env.seeding import stable_hash
 from addiffusion_env.tabular.outcomes import Regret
 
 LEVEL = 0.95

@@ -26,7 +26,7 @@ from addiffusion_env.evaluation.cost import (
     table_bytes,
     work_range,
 )
-from addiffusion_env.observations.features import needs_features, needs_preview
+from addiffusion_env.observations import needs_features, needs_preview
 from addiffusion_env.prompts import Prompt
 from addiffusion_env.samplers import make_sampler
 from addiffusion_env.scorers.image_scores import ImageScorers

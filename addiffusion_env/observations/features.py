@@ -1,4 +1,4 @@
-"""The keys of an observation, and an observer that holds their space and computes their arrays."""
+"""Frames, the keys of an observation that are made of them, and an observer that holds their space."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import numpy as np
 from gymnasium import spaces
 
 from addiffusion_env.errors import CapabilityError
-from addiffusion_env.observations import FEATURES, LOG_SNR_RANGE, Frame
+from addiffusion_env.observations import STANDARD_KEYS, UTILITY, features_of
+from addiffusion_env.scorers.image_scores import ImageScoresBatch
 
 TIMESTEP_DIM = 128
 FREQUENCIES = np.pi * np.geomspace(1, 64, TIMESTEP_DIM // 2)
@@ -26,8 +27,72 @@ QUALITY = (
     "refinements_used",
 )
 """The eight numbers of the key ``quality``, in order."""
-UTILITY = "utility"
-"""Placeholder for the scorers of ``refine.utility``, which depend on its settings."""
+
+
+@dataclass(frozen=True)
+class Frame:
+    """The decision states of ``B`` lanes. Before a lane's first clean prediction its image features are 0.
+
+    Attributes:
+        clip_image: (B, D) unit CLIP embedding of the preview.
+        clip_text: (B, D) unit CLIP embedding of the prompt.
+        clip_score: (B,) their cosine similarity.
+        clip_before: (B,) the CLIP score at the previous decision.
+        preference: (B,) preference score of the preview, in standard deviations.
+        preference_before: (B,) the preference score at the previous decision.
+        dino_similarity: (B,) cosine similarity of the DINO embeddings of this and the previous decision's preview; 0
+            without one.
+        x0_change: (B,) relative change of x0 at the last evaluation.
+        log_snr: (B,) half log-SNR at the current noise level, clipped to :data:`LOG_SNR_RANGE`.
+        budget: (B,) NFE spent as a fraction of the full schedule with every refinement, in [0, 1].
+        refinements: (B,) refinements taken as a fraction of their limit, in [0, 1].
+        cost_per_nfe: (B,) the cost per NFE as a fraction of its upper bound, in [0, 1].
+        utility: (B,) utility of the preview or finished image (:class:`scorers.utility.Utility`); 0 without one.
+        best_utility: (B,) utility of the best finished image of earlier attempts; 0 without one.
+        has_best: (B,) whether there is one, 0 or 1.
+        evidence: (B, 3) summary of the phrase maps (:func:`engine.regions.evidence_of`), in [0, 1]; 0 without any.
+        features: (B, F) pooled output of the denoiser's middle block at the last evaluation, unnormalised; 0 before
+            the first evaluation, and F is 0 if they are not recorded.
+        prior: (B,) utility to expect of an image of the prompt before it is drawn; 0 without a calibrator.
+        finished: (B,) whether the scored image is a finished one that can be accepted or replaced, 0 or 1.
+    """
+
+    clip_image: np.ndarray
+    clip_text: np.ndarray
+    clip_score: np.ndarray
+    clip_before: np.ndarray
+    preference: np.ndarray
+    preference_before: np.ndarray
+    dino_similarity: np.ndarray
+    x0_change: np.ndarray
+    log_snr: np.ndarray
+    budget: np.ndarray
+    refinements: np.ndarray
+    cost_per_nfe: np.ndarray
+    utility: np.ndarray
+    best_utility: np.ndarray
+    has_best: np.ndarray
+    evidence: np.ndarray
+    features: np.ndarray
+    prior: np.ndarray
+    finished: np.ndarray
+
+    @classmethod
+    def of(cls, now: ImageScoresBatch, before: ImageScoresBatch, **others: np.ndarray) -> Frame:
+        """From the scores at this and the previous decision; ``others`` are the attributes not derived from scores."""
+        return cls(
+            clip_image=now.scores.clip_image,
+            clip_score=now.score("clip_score"),
+            clip_before=before.score("clip_score"),
+            preference=now.score("preference"),
+            preference_before=before.score("preference"),
+            dino_similarity=now.similarity(before),
+            **others,
+        )
+
+
+LOG_SNR_RANGE = (-4.0, 6.0)
+"""Range of half log-SNR: it covers pure noise (-2.7 on SD 1.5) to the last step (3.5); finished lanes are clipped."""
 
 
 @dataclass(frozen=True)
@@ -264,58 +329,6 @@ class PromptEmbedding(Feature):
         return frame.clip_text
 
 
-STANDARD_KEYS = ("clip", "timestep", "quality")
-
-OBSERVATION_PRESETS = {
-    "standard": STANDARD_KEYS,
-    "denoiser": ("features", "prompt", "timestep", "spent"),
-    "denoiser_checked": ("features", "prompt", "timestep", "spent", "attempts", "checked"),
-}
-"""Name -> keys. ``denoiser`` needs no preview and no scorer: the denoiser's features and the prompt.
-``denoiser_checked`` adds the scores of finished images, for processes with ``check_finished``."""
-
-
-def features_of(keys: Sequence[str]) -> dict[str, Feature]:
-    """Key -> feature.
-
-    Raises:
-        UnknownNameError: for an unknown key.
-    """
-    return {key: FEATURES.load(key)() for key in keys}
-
-
-def needs_preview(keys: Sequence[str]) -> bool:
-    """Whether an observation of these keys needs a preview to be decoded and scored at each decision.
-
-    >>> needs_preview(["timestep", "quality"]), needs_preview(OBSERVATION_PRESETS["denoiser"])
-    (True, False)
-    """
-    return any(feature.needs_preview for feature in features_of(keys).values())
-
-
-def needs_features(keys: Sequence[str]) -> bool:
-    """Whether an observation of these keys needs the denoiser's features.
-
-    >>> needs_features(["timestep", "quality"]), needs_features(OBSERVATION_PRESETS["denoiser"])
-    (False, True)
-    """
-    return any(feature.needs_features for feature in features_of(keys).values())
-
-
-def parts_shown(keys: Sequence[str], utility: Sequence[str]) -> tuple[str, ...]:
-    """The scorers on which an observation of these keys depends, by their part in :class:`.ImageScorers`.
-
-    Args:
-        keys: the observation keys.
-        utility: the scorers of ``refine.utility``.
-
-    >>> parts_shown(["timestep", "attempts"], ("preference", "clip")), parts_shown(OBSERVATION_PRESETS["denoiser"], ())
-    (('preference', 'clip'), ())
-    """
-    parts = [part for feature in features_of(keys).values() for part in feature.shows]
-    return tuple(dict.fromkeys(p for part in parts for p in (utility if part == UTILITY else (part,))))
-
-
 class Observer:
     """Computes Dict observations from frames.
 
@@ -335,7 +348,7 @@ class Observer:
     """
 
     def __init__(self, clip_dim: int, keys: Sequence[str] = STANDARD_KEYS, feature_dim: int = 0) -> None:
-        self._features = features_of(keys)
+        self._features: dict[str, Feature] = features_of(keys)
         requiring = [key for key, feature in self._features.items() if feature.needs_features]
         if requiring and not feature_dim:
             raise CapabilityError(

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from addiffusion_env.errors import AdDiffusionError, ConfigError
-from addiffusion_env.old_names import present
 from addiffusion_env.registry import Registry
+from addiffusion_env.settings import present
 
 if TYPE_CHECKING:
     from addiffusion_env.samplers.base import Sampler

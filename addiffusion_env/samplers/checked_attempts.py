@@ -143,6 +143,6 @@ class Rule(Settings):
         seen = [lane.scores if lane.shown is None else lane.shown.scores for lane in lanes]
         at = [lane.preview_step for lane in lanes]
         value = [
-            np.nan if scores is None else utility.at(scores, place) for scores, place in zip(seen, at, strict=True)
+            np.nan if scores is None else scores.utility(utility, place) for scores, place in zip(seen, at, strict=True)
         ]
         return self.actions(step, attempt, finished, np.array(value)).tolist()

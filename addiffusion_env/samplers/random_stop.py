@@ -9,8 +9,8 @@ from typing import ClassVar
 from addiffusion_env.engine.lane import Decide, Lane
 from addiffusion_env.engine.process import REFINE_PRESETS, Action, ProcessConfig
 from addiffusion_env.errors import ConfigError
+from addiffusion_env.prompts import stable_hash
 from addiffusion_env.samplers.base import BaseSampler
-from addiffusion_env.seeding import stable_hash
 
 
 @dataclass(frozen=True)

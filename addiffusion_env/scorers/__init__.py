@@ -10,14 +10,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import nn
 
+from addiffusion_env.backbones import Identified
 from addiffusion_env.backbones.batches import finite_rows
 from addiffusion_env.backbones.devices import quiet_loading
-from addiffusion_env.backbones.identity import Identified
 from addiffusion_env.errors import (
     AdDiffusionError,
     ConfigError,
@@ -30,6 +30,9 @@ from addiffusion_env.errors import (
 from addiffusion_env.files import WORKS_OFFLINE, again, file_in, in_a_line, read_json
 from addiffusion_env.prompts import Prompt
 from addiffusion_env.registry import Registry
+
+if TYPE_CHECKING:
+    from addiffusion_env.backbones.openvino import OpenVino
 
 SCORERS = Registry(
     "scorer",
@@ -152,7 +155,7 @@ def texts_of(prompts: Sequence[Prompt]) -> list[str]:
     """
     if isinstance(prompts, (str, Prompt)):
         raise PromptError(f"prompts must be a sequence, one per image, got {prompts!r}", "wrap it in a list")
-    return [Prompt.of(prompt).text for prompt in prompts]
+    return [(prompt if isinstance(prompt, Prompt) else Prompt.of(prompt)).text for prompt in prompts]
 
 
 def check_pairs(images: torch.Tensor, prompts: Sequence[Prompt]) -> list[str]:
@@ -190,6 +193,16 @@ def in_chunks(
             rows = function(*(value[start : start + size] for value in inputs))
             parts.append(rows.to(device="cpu", dtype=torch.float32))
     return torch.cat(parts)
+
+
+def compute(
+    engine: OpenVino | None,
+    function: Callable[..., tuple[torch.Tensor, ...]],
+    network: nn.Module,
+    *inputs: torch.Tensor,
+) -> tuple[torch.Tensor, ...]:
+    """``function(network, *inputs)``, in torch without an engine."""
+    return function(network, *inputs) if engine is None else engine.run(function, network, *inputs)
 
 
 def require_finite(values: torch.Tensor, scorer: str, texts: Sequence[str]) -> torch.Tensor:

@@ -5,17 +5,15 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from addiffusion_env.backbones.fingerprint import versions_of
-from addiffusion_env.backbones.openvino import OpenVino
+from addiffusion_env.backbones.fingerprint import LruCache, versions_of
 from addiffusion_env.errors import ConfigError, WeightsError, unknown
 from addiffusion_env.files import ask_hub, cached, file_in, looks_like_path, read_json, reason_of, unavailable
-from addiffusion_env.lru import LruCache
 from addiffusion_env.prompts import Prompt
 from addiffusion_env.scorers import (
     CHUNK,
@@ -32,6 +30,9 @@ from addiffusion_env.scorers import (
 )
 from addiffusion_env.scorers.preprocess import Preprocess, side_of
 from addiffusion_env.scorers.tokens import Tokenizer, choose_tokenizer
+
+if TYPE_CHECKING:
+    from addiffusion_env.backbones.openvino import OpenVino
 
 
 class ClassTokenBlock(nn.Module):

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 
-from addiffusion_env.backbones.openvino import OpenVino, compute
 from addiffusion_env.errors import WeightsError
 from addiffusion_env.files import again, folder_of, in_a_line
-from addiffusion_env.scorers import CHUNK, Embedder, check_images, in_chunks, load_transformers
+from addiffusion_env.scorers import CHUNK, Embedder, check_images, compute, in_chunks, load_transformers
 from addiffusion_env.scorers.preprocess import Preprocess
+
+if TYPE_CHECKING:
+    from addiffusion_env.backbones.openvino import OpenVino
 
 FILES = ("config.json", "preprocessor_config.json", "model.safetensors")
 

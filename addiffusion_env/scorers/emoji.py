@@ -10,14 +10,13 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from addiffusion_env.backbones.emoji.manifest import WEIGHTS, verify
+from addiffusion_env.backbones.emoji import WEIGHTS, verify
 from addiffusion_env.backbones.emoji.objects import Maps, ObjectReader, candidates, load_object_reader, scene_logits
-from addiffusion_env.backbones.openvino import OpenVino, compute
 from addiffusion_env.errors import ConfigError, WeightsError
 from addiffusion_env.files import folder_of, read_json
 from addiffusion_env.prompts.emoji_grammar import emoji_prompt, parse
 from addiffusion_env.prompts.emoji_vocabulary import IMAGE_SIZE
-from addiffusion_env.scorers import CHUNK, ModelScorer, load_transformers
+from addiffusion_env.scorers import CHUNK, ModelScorer, compute, load_transformers
 from addiffusion_env.scorers.clip import ClipScorer, embedding_width
 from addiffusion_env.scorers.dino import DinoEmbedder
 from addiffusion_env.scorers.image_scores import ImageScorers
@@ -252,6 +251,8 @@ class OpenVinoScorers(EmojiScorers):
     @classmethod
     def load(cls, device: torch.device | str, paths: Mapping[str, str]) -> ImageScorers:
         """Loads them on the CPU and converts the networks."""
+        from addiffusion_env.backbones.openvino import OpenVino
+
         made = super().load("cpu", paths)
         engine = OpenVino(cls.dtype)
         assert isinstance(made.preference, EmojiPreferenceScorer) and made.dino is not None

@@ -12,8 +12,8 @@ from typing import ClassVar
 
 import torch
 
+from addiffusion_env.backbones.emoji import WEIGHTS
 from addiffusion_env.backbones.emoji.detector import Detection, Detector, detect, load_detector
-from addiffusion_env.backbones.emoji.manifest import WEIGHTS
 from addiffusion_env.errors import ImageRangeError, PromptError
 from addiffusion_env.prompts import Prompt
 from addiffusion_env.prompts.emoji_grammar import Group, Scene

@@ -5,11 +5,6 @@ from __future__ import annotations
 import numpy as np
 
 
-def coordinates(clip_text: np.ndarray, centre: np.ndarray, basis: np.ndarray) -> np.ndarray:
-    """(P, K + 1) a constant and the prompts' coordinates."""
-    return np.c_[np.ones(len(clip_text)), (clip_text - centre) @ basis]
-
-
 def group_regressions(
     inputs: np.ndarray, scores: np.ndarray, right: np.ndarray, pull: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from addiffusion_env.backbones.openvino import OpenVino, compute
 from addiffusion_env.errors import WeightsError
 from addiffusion_env.files import in_a_line
+from addiffusion_env.scorers import compute
 from addiffusion_env.scorers.preprocess import Preprocess
+
+if TYPE_CHECKING:
+    from addiffusion_env.backbones.openvino import OpenVino
 
 OPEN_CLIP_VOCABULARY = 49408  # of the tokenizer that comes with open_clip, OpenAI's
 

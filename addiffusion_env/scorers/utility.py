@@ -28,13 +28,8 @@ from typing import Annotated, Any, ClassVar
 
 import numpy as np
 
-from addiffusion_env.backbones.identity import described
 from addiffusion_env.errors import ConfigError, WeightsError, unknown
 from addiffusion_env.files import stamp_of, whole_file
-from addiffusion_env.prompts import Prompt
-from addiffusion_env.scorers.clip import ClipScorer
-from addiffusion_env.scorers.image_scores import ImageScores
-from addiffusion_env.scorers.regressions import coordinates, group_regressions, logistic, standardised_logistic
 from addiffusion_env.settings import Gt, Settings
 
 CALIBRATORS = Path(__file__).parent / "calibrators"
@@ -97,6 +92,8 @@ class Calibrator:
         Raises:
             ConfigError: for fewer prompts than directions.
         """
+        from addiffusion_env.scorers.regressions import group_regressions, logistic
+
         if len(preference) <= directions:
             raise ConfigError(
                 f"a calibrator of {directions} directions needs more prompts than that, got {len(preference)}",
@@ -140,6 +137,8 @@ class Calibrator:
             finished: (P, T) log-odds of the finished images of the same attempts.
             ridge: strength of the ridge penalty on the standardised inputs, in numbers of images.
         """
+        from addiffusion_env.scorers.regressions import standardised_logistic
+
         alone = replace(self, steps=self.steps[:0], previews=self.previews[:0])
         inputs = alone._preview_inputs(preference, clip_score, clip_text)
         # Probabilities as targets of the cross-entropy: it is least where they are the expected ones.
@@ -258,6 +257,11 @@ class Calibrator:
             ) from error
 
 
+def coordinates(clip_text: np.ndarray, centre: np.ndarray, basis: np.ndarray) -> np.ndarray:
+    """(P, K + 1) a constant and the prompts' coordinates."""
+    return np.c_[np.ones(len(clip_text)), (clip_text - centre) @ basis]
+
+
 def calibrator_of(name: str) -> Calibrator:
     """A shipped calibrator by name, or one from a ``.safetensors`` file; reloaded when the file has changed.
 
@@ -319,6 +323,8 @@ class Utility(Settings):
     @property
     def identity(self) -> dict[str, Any]:
         """The settings and the content of their calibrator."""
+        from addiffusion_env.backbones.identity import described
+
         calibrator = None if self.calibrator is None else described(calibrator_of(self.calibrator))
         return {**{item.name: getattr(self, item.name) for item in fields(self)}, "calibrator": calibrator}
 
@@ -339,62 +345,7 @@ class Utility(Settings):
         """(B, D) embeddings of prompts -> (B,) utility to expect before an image is drawn; 0 uncalibrated."""
         return np.zeros(len(clip_text)) if self.calibrator is None else calibrator_of(self.calibrator).before(clip_text)
 
-    def at(self, scores: ImageScores, step: int = 0) -> float:
-        """Utility of one image: a finished one, or the preview of a step of the schedule."""
-        return float(self(scores.preference, scores.clip_score, scores.clip_text, step)[0])
-
     def check_steps(self, steps: Sequence[int]) -> None:
         """See :meth:`Calibrator.check_steps`."""
         if self.calibrator is not None:
             calibrator_of(self.calibrator).check_steps(steps)
-
-
-@dataclass(frozen=True, eq=False)
-class ImageScoresBatch:
-    """Scores of the images of ``B`` lanes.
-
-    Attributes:
-        scores: B rows; zeros for lanes without scores.
-        known: (B,) bool, which lanes have scores.
-    """
-
-    scores: ImageScores
-    known: np.ndarray
-
-    @classmethod
-    def of(cls, scores: Sequence[ImageScores | None], clip_dim: int = 0) -> ImageScoresBatch:
-        """Joins scores of one row each; if all are ``None``, CLIP embeddings are ``clip_dim`` wide and DINO's 0."""
-        found = next((scores for scores in scores if scores is not None), None)
-        if found is None:
-            clip, score = np.zeros((1, clip_dim), np.float32), np.zeros(1, np.float32)
-            blank = ImageScores(clip, clip, score, score, np.zeros((1, 0), np.float32))
-        else:
-            blank = ImageScores(*(np.zeros_like(getattr(found, item.name)) for item in fields(ImageScores)))
-        known = np.array([scores is not None for scores in scores])
-        return cls(ImageScores.cat([blank if scores is None else scores for scores in scores]), known)
-
-    def score(self, name: str, absent: float = 0.0) -> np.ndarray:
-        """(B,) float64 scores: ``clip_score`` or ``preference``; ``absent`` where there are no scores."""
-        return np.where(self.known, getattr(self.scores, name).astype(np.float64), absent)
-
-    def clip_text(self, clip: ClipScorer, prompts: Sequence[Prompt]) -> np.ndarray:
-        """(B, D) CLIP embeddings of the lanes' prompts, from the scores where every lane has them."""
-        return self.scores.clip_text if self.known.all() else clip.embed_texts(prompts).numpy()
-
-    def similarity(self, other: ImageScoresBatch) -> np.ndarray:
-        """(B,) cosine of the DINO embeddings of two images of each lane; 0 where one is missing."""
-        both = self.known & other.known
-        found = np.zeros(len(both))
-        found[both] = (self.scores.dino[both] * other.scores.dino[both]).sum(1) if both.any() else 0.0
-        return found
-
-    def liked(self, utility: Utility, step: np.ndarray | int = 0) -> np.ndarray:
-        """(B,) float64 utility of each image; 0 where there are no scores.
-
-        ``step`` is (B,): 0 for finished images, and the step of the schedule for previews.
-        """
-        if not self.known.any():
-            return np.zeros(len(self.known))
-        at = np.where(self.known, step, 0)
-        value = utility(self.scores.preference, self.scores.clip_score, self.scores.clip_text, at)
-        return np.where(self.known, value, 0.0)

@@ -21,16 +21,17 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-from addiffusion_env.backbones.base import Backbone, Conditioning, Latents, Prediction
+from addiffusion_env.backbones.base import Backbone
+from addiffusion_env.backbones.batches import Conditioning, Latents, Prediction
 from addiffusion_env.engine.coroutines import env_step, legal_actions
 from addiffusion_env.engine.engine import Engine
 from addiffusion_env.engine.lane import Lane, open_lane
 from addiffusion_env.engine.process import Action, ProcessConfig
-from addiffusion_env.observations import Frame
+from addiffusion_env.observations.features import Frame
 from addiffusion_env.prompts import Prompt
 from addiffusion_env.rewards import Transition
-from addiffusion_env.scorers.image_scores import ImageScores, NoScorers
-from addiffusion_env.scorers.utility import ImageScoresBatch, Utility
+from addiffusion_env.scorers.image_scores import ImageScores, ImageScoresBatch, NoScorers
+from addiffusion_env.scorers.utility import Utility
 from addiffusion_env.tabular.table import AttemptTable
 
 START = -1

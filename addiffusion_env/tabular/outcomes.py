@@ -13,8 +13,7 @@ import numpy as np
 
 from addiffusion_env.observations.features import Observer
 from addiffusion_env.rewards import Reward, Transition
-from addiffusion_env.scorers.image_scores import ImageScores
-from addiffusion_env.scorers.utility import ImageScoresBatch
+from addiffusion_env.scorers.image_scores import ImageScores, ImageScoresBatch
 from addiffusion_env.tabular.mdp import States, TabularMDP
 from addiffusion_env.tabular.table import AttemptTable
 

@@ -19,15 +19,14 @@ from addiffusion_env.backbones.identity import described, identity_of
 from addiffusion_env.backbones.solvers import SCHEDULER
 from addiffusion_env.engine.coroutines import act, finished, score_preview
 from addiffusion_env.engine.engine import Engine
-from addiffusion_env.engine.images import GeneratedImage
 from addiffusion_env.engine.lane import Begin, Fault, FaultCount, Lane, Request
 from addiffusion_env.engine.process import Action, ProcessConfig
 from addiffusion_env.envs.settings import EnvSettings, load_backbone, load_scorers
 from addiffusion_env.errors import ConfigError, ResumeError
-from addiffusion_env.observations import LOG_SNR_RANGE
-from addiffusion_env.observations.features import needs_features
+from addiffusion_env.observations import needs_features
+from addiffusion_env.observations.features import LOG_SNR_RANGE
 from addiffusion_env.prompts import Prompt
-from addiffusion_env.scorers.image_scores import ImageScorers, ImageScores
+from addiffusion_env.scorers.image_scores import GeneratedImage, ImageScorers, ImageScores
 from addiffusion_env.tabular.table import AttemptTable
 
 Judge = Callable[[Sequence[torch.Tensor], Sequence[Prompt]], Sequence[bool | None]]

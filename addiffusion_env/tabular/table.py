@@ -20,7 +20,7 @@ from addiffusion_env.backbones.identity import difference_words
 from addiffusion_env.errors import ConfigError, ResumeError
 from addiffusion_env.files import whole_file, writing_to
 from addiffusion_env.observations.features import Observer
-from addiffusion_env.old_names import present
+from addiffusion_env.settings import present
 
 NUMBERS = ("clip_score", "preference", "change", "nfe", "calls", "correct")
 VECTORS = ("clip_image", "dino", "features")

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from addiffusion_env.errors import ConfigError, PromptError, unknown
-from addiffusion_env.prompts import Prompt, PromptList, split_list, text_id
-from addiffusion_env.prompts.emoji_vocabulary import Scene
-from addiffusion_env.seeding import stable_hash
+from addiffusion_env.prompts import Prompt, PromptList, split_list, stable_hash, text_id
+from addiffusion_env.prompts.emoji_grammar import Scene
 from addiffusion_lab.benchmarks.emoji_world import readable_scene, to_emoji
 from addiffusion_lab.benchmarks.origin import About, Origin, open_origin
 

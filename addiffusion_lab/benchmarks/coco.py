@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 from addiffusion_env.errors import ConfigError, PromptError
-from addiffusion_env.prompts import Prompt, text_id
-from addiffusion_env.seeding import stable_hash
+from addiffusion_env.prompts import Prompt, stable_hash, text_id
 from addiffusion_lab.benchmarks.base import Benchmark, World
 from addiffusion_lab.benchmarks.origin import About, Document, HubOrigin, Origin, PathOrigin, clean
 

@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from addiffusion_env.prompts import Prompt
-from addiffusion_env.prompts.emoji_grammar import joined, noun_phrase, parse, scene_prompt
-from addiffusion_env.prompts.emoji_vocabulary import (
-    RELATIONS,
+from addiffusion_env.prompts.emoji_grammar import (
     Group,
     Scene,
     contradiction,
+    joined,
+    noun_phrase,
+    parse,
+    scene_prompt,
     task_of,
 )
+from addiffusion_env.prompts.emoji_vocabulary import RELATIONS
 
 MAX_READABLE = 200
 """Maximum length of a prompt of the grammar; protects its regular expressions from hostile texts."""

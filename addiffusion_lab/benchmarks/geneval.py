@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
 from addiffusion_env.prompts import Prompt
-from addiffusion_env.prompts.emoji_vocabulary import CLASSES, COLORS, RELATIONS, Group, Scene
+from addiffusion_env.prompts.emoji_grammar import Group, Scene
+from addiffusion_env.prompts.emoji_vocabulary import CLASSES, COLORS, RELATIONS
 from addiffusion_lab.benchmarks.base import Benchmark, PromptNumbering, filled_lines
 from addiffusion_lab.benchmarks.emoji_world import make_scene
 from addiffusion_lab.benchmarks.origin import About, Document, Origin, clean, malformed

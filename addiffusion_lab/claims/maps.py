@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
-from addiffusion_env.backbones.base import Conditioning, Prediction
+from addiffusion_env.backbones.batches import Conditioning, Prediction
 from addiffusion_env.backbones.emoji import EmojiBackbone
 from addiffusion_env.envs.settings import load_scorers
 from addiffusion_env.evaluation.sections import Section, Table

@@ -12,9 +12,9 @@ from addiffusion_env.agents.learned import run_name
 from addiffusion_env.errors import ConfigError, check_settings
 from addiffusion_env.evaluation.manifest import Manifest
 from addiffusion_env.evaluation.records import Record
+from addiffusion_env.prompts import stable_hash
 from addiffusion_env.samplers.base import Sampler
 from addiffusion_env.samplers.traits import Traits
-from addiffusion_env.seeding import stable_hash
 from addiffusion_lab.claims import HYPOTHESES
 from addiffusion_lab.claims.base import NO_JUDGE, Case, Claims, ImageTable, Verdict
 from addiffusion_lab.claims.conflicts import MEASURE_OF, Use, settle, uses_of

@@ -15,7 +15,6 @@ from addiffusion_env.agents.saved_policy import SavedPolicy
 from addiffusion_env.backbones import Traits as ModelTraits
 from addiffusion_env.engine.coroutines import env_step
 from addiffusion_env.engine.engine import Engine
-from addiffusion_env.engine.images import GeneratedImage, to_pixels
 from addiffusion_env.engine.lane import Decide, Lane, open_lane
 from addiffusion_env.engine.process import Action, ProcessConfig
 from addiffusion_env.envs.settings import EnvSettings
@@ -25,7 +24,7 @@ from addiffusion_env.samplers import make_sampler
 from addiffusion_env.samplers.base import BaseSampler
 from addiffusion_env.samplers.traits import Traits
 from addiffusion_env.scorers import SCORERS
-from addiffusion_env.scorers.image_scores import ImageScores, NoScorers
+from addiffusion_env.scorers.image_scores import GeneratedImage, ImageScores, NoScorers, to_pixels
 
 REFERENCE = "fixed:50"
 """The fixed-step reference sampler."""

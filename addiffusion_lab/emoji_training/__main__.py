@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch
 
+from addiffusion_env.backbones.emoji import write_manifest
 from addiffusion_env.backbones.emoji.detector import VARIANTS
-from addiffusion_env.backbones.emoji.manifest import write_manifest
 from addiffusion_env.errors import AdDiffusionError
 from addiffusion_lab.emoji_training import STAGES
 from addiffusion_lab.emoji_training.config import TrainReport, stage_config

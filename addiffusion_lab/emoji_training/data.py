@@ -13,7 +13,7 @@ import torch
 from torch.nn import functional as F
 from transformers import CLIPTokenizer
 
-from addiffusion_env.seeding import stable_hash
+from addiffusion_env.prompts import stable_hash
 from addiffusion_lab.emoji_training.config import TrainConfig
 from addiffusion_lab.emoji_training.layouts import sample_scenes
 from addiffusion_lab.emoji_training.run import earlier

@@ -20,12 +20,11 @@ from addiffusion_env.backbones.base import Load
 from addiffusion_env.backbones.emoji import EmojiBackbone
 from addiffusion_env.backbones.emoji.objects import STRIDE, Maps, ObjectReader, candidates, scene_logits
 from addiffusion_env.errors import ConfigError
-from addiffusion_env.prompts import Prompt
+from addiffusion_env.prompts import Prompt, stable_hash
 from addiffusion_env.prompts.emoji_grammar import Scene, parse
 from addiffusion_env.prompts.emoji_vocabulary import CLASSES, COLORS, IMAGE_SIZE, MAX_OBJECTS
 from addiffusion_env.scorers.emoji import SUREST, BlipPreferenceScorer
 from addiffusion_env.scorers.regressions import logistic
-from addiffusion_env.seeding import stable_hash
 from addiffusion_lab.claims.calibration import auc as auc_of
 from addiffusion_lab.emoji_training.config import TrainConfig, TrainReport
 from addiffusion_lab.emoji_training.data import augment, scene_bank

@@ -17,15 +17,15 @@ import numpy as np
 import torch
 
 from addiffusion_env import ENVIRONMENTS
-from addiffusion_env.backbones.base import Latents
+from addiffusion_env.backbones.batches import Latents
 from addiffusion_env.backbones.emoji import EmojiBackbone
 from addiffusion_env.backbones.schedules import respace
 from addiffusion_env.backbones.solvers import ddim_step
 from addiffusion_env.envs.settings import EnvSettings
 from addiffusion_env.files import whole_file
+from addiffusion_env.prompts import stable_hash
 from addiffusion_env.prompts.emoji_grammar import Group, Scene, caption, sample_scene, task_of
 from addiffusion_env.prompts.emoji_vocabulary import CLASSES, MAX_OBJECTS
-from addiffusion_env.seeding import stable_hash
 from addiffusion_lab.emoji_training.layouts import layout
 from addiffusion_lab.emoji_training.renderer import Renderer
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from addiffusion_env.backbones.emoji.manifest import WEIGHTS, verify
+from addiffusion_env.backbones.emoji import WEIGHTS, verify
 from addiffusion_env.errors import WeightsError
 from addiffusion_env.prompts.emoji_vocabulary import CLASSES, COLORS, IMAGE_SIZE, MAX_OBJECTS
 

@@ -15,7 +15,7 @@ from torch import nn
 from addiffusion_env.backbones.devices import resolve_device
 from addiffusion_env.errors import NumericsError, ResumeError, WeightsError
 from addiffusion_env.files import whole_file
-from addiffusion_env.seeding import stable_hash
+from addiffusion_env.prompts import stable_hash
 from addiffusion_lab.emoji_training.config import Tick, TrainConfig, TrainReport, budgeted_steps
 from addiffusion_lab.emoji_training.renderer import Renderer
 

@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, default=4)
     parser.add_argument("--prompt-seed", type=int, default=2027)
     options = parser.parse_args(arguments)
-    from addiffusion_env.backbones.emoji.manifest import WEIGHTS, verify
+    from addiffusion_env.backbones.emoji import WEIGHTS, verify
     from addiffusion_env.scorers.dino import DinoEmbedder
 
     torch.set_num_threads(1)

@@ -73,7 +73,7 @@ def clip(settings: MetricSettings) -> FeatureNetwork:
 
 
 def _own(name: str, kind: Any, settings: MetricSettings) -> FeatureNetwork:
-    from addiffusion_env.backbones.emoji.manifest import WEIGHTS, verify
+    from addiffusion_env.backbones.emoji import WEIGHTS, verify
 
     folder = verify(WEIGHTS, name) if settings.weights is None else Path(settings.weights)
     return of_embedder(name, kind.from_pretrained(folder, device=settings.device), folder)

@@ -17,9 +17,9 @@ from typing import Any, BinaryIO, TypeAlias
 import numpy as np
 import torch
 
-from addiffusion_env.engine.images import to_pixels
 from addiffusion_env.errors import ConfigError, ImageRangeError
 from addiffusion_env.scorers import check_images
+from addiffusion_env.scorers.image_scores import to_pixels
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 LOSSY = (".jpg", ".jpeg", ".webp")

@@ -15,9 +15,8 @@ from addiffusion_env.engine.lane import open_lane
 from addiffusion_env.engine.process import ProcessConfig
 from addiffusion_env.errors import CapabilityError, ConfigError, WeightsError
 from addiffusion_env.files import cached
-from addiffusion_env.prompts import Prompt
+from addiffusion_env.prompts import Prompt, keyed_generator, keyed_noise
 from addiffusion_env.scorers.image_scores import ImageScorers
-from addiffusion_env.seeding import keyed_generator, keyed_noise
 from addiffusion_lab.pipelines.whole import PipelineResult, WholePipeline, counted, silent
 
 LCM = PipelineSpec(

@@ -23,13 +23,12 @@ from addiffusion_env.backbones.fingerprint import digest_of
 from addiffusion_env.backbones.identity import described
 from addiffusion_env.backbones.pipeline_backbone import PipelineBackbone
 from addiffusion_env.backbones.stable_diffusion import StableDiffusionBackbone
-from addiffusion_env.engine.images import GeneratedImage
 from addiffusion_env.engine.lane import open_lane
 from addiffusion_env.engine.process import Action, ProcessConfig
 from addiffusion_env.errors import CapabilityError, DeviceMemoryError, NumericsError
 from addiffusion_env.prompts import Prompt
 from addiffusion_env.samplers.base import BaseSampler, BilledEpisode, EpisodeCoroutine, fixed_schedule
-from addiffusion_env.scorers.image_scores import ImageScorers
+from addiffusion_env.scorers.image_scores import GeneratedImage, ImageScorers
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from pretend_mps import MPS, PretendMps, mark, send
 
 from addiffusion_env.backbones.base import Load
-from addiffusion_env.backbones.emoji import EmojiBackbone
-from addiffusion_env.backbones.emoji.manifest import WEIGHTS
+from addiffusion_env.backbones.emoji import WEIGHTS, EmojiBackbone
 from addiffusion_env.backbones.solvers import SOLVERS
 from addiffusion_env.engine.coroutines import env_step
 from addiffusion_env.engine.engine import Engine

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from addiffusion_env.backbones.attention import AttentionStore, captured_attention, joint_attention
 from addiffusion_env.backbones.calls.denoiser_hooks import attention_grid
-from addiffusion_env.backbones.hooks import AttentionStore, captured_attention, joint_attention
 from addiffusion_env.errors import CapabilityError
 
 SLOW = pytest.mark.slow  # one UNet and one transformer run in `make test`; the backbone is the same for all

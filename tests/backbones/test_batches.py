@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from addiffusion_env.backbones.base import Conditioning, History, Latents
+from addiffusion_env.backbones.batches import Conditioning, History, Latents
 
 
 def batch(size, seed):

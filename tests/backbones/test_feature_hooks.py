@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from addiffusion_env.backbones import stable_diffusion
-from addiffusion_env.backbones.hooks import FeatureHook, hook
+from addiffusion_env.backbones.batches import FeatureHook, hook
 
 
 def evaluation(backbone, count, only=slice(None)):

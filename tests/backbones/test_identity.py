@@ -13,13 +13,13 @@ import pytest
 import torch
 from torch import nn
 
+from addiffusion_env.backbones import Identified
 from addiffusion_env.backbones.base import Load
 from addiffusion_env.backbones.calls.joining import Digests
 from addiffusion_env.backbones.calls.text_cache import TextCache, encoder_state
-from addiffusion_env.backbones.emoji import EmojiBackbone
-from addiffusion_env.backbones.emoji.manifest import WEIGHTS
+from addiffusion_env.backbones.emoji import WEIGHTS, EmojiBackbone
 from addiffusion_env.backbones.fingerprint import fingerprint, versions_of, weights_digest
-from addiffusion_env.backbones.identity import Identified, described, differences, networks_in, packages
+from addiffusion_env.backbones.identity import described, differences, networks_in, packages
 from addiffusion_env.envs.settings import EnvSettings, load_backbone
 from addiffusion_env.scorers.utility import CALIBRATORS, Utility, calibrator_of
 
@@ -262,7 +262,7 @@ def test_rewritten_weights_are_reloaded(tmp_path):
     """A notebook that trains, evaluates, trains again and evaluates again with the same folder."""
     from safetensors.torch import load_file, save_file
 
-    from addiffusion_env.backbones.emoji.manifest import write_manifest
+    from addiffusion_env.backbones.emoji import write_manifest
 
     folder = shutil.copytree(WEIGHTS, tmp_path / "weights")
     settings = EnvSettings(name_or_path=str(folder))

@@ -8,9 +8,9 @@ import warnings
 import pytest
 import torch
 
+from addiffusion_env.backbones.batches import resized
 from addiffusion_env.backbones.calls import evaluator, preview_decoder
 from addiffusion_env.backbones.calls.preview_decoder import LatentColours
-from addiffusion_env.backbones.previews import resized
 from addiffusion_env.errors import WeightsError
 
 NAMES = ("sd15", pytest.param("sdxl", marks=pytest.mark.slow), "flux")

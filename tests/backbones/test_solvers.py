@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from addiffusion_env.backbones.base import History, Latents
+from addiffusion_env.backbones.batches import History, Latents
 from addiffusion_env.backbones.schedules import DiscreteSchedule, RectifiedFlow, VariancePreserving
 from addiffusion_env.backbones.solvers import SOLVERS, ddim_step, dpmpp_2m_step, euler_flow_step, unipc_step
 

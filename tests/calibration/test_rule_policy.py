@@ -99,7 +99,7 @@ def test_a_rule_on_the_engine_equals_the_rule_on_the_table(rule, played, emoji, 
     told = play_rule(mdp, rule)
     assert tuple(episode.lane.actions for episode in made) == told.outcomes.actions
     np.testing.assert_allclose([episode.lane.nfe for episode in made], told.outcomes.nfe)
-    odds = np.array([process.refine.utility.at(episode.image.scores) for episode in made])
+    odds = np.array([episode.image.scores.utility(process.refine.utility) for episode in made])
     np.testing.assert_allclose(1 / (1 + np.exp(-odds)), told.probability, atol=1e-4)
 
 

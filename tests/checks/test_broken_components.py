@@ -18,8 +18,7 @@ from addiffusion_env.checks.scorers import SCORER_CONTRACTS
 from addiffusion_env.checks.solvers import SOLVER_CONTRACTS
 from addiffusion_env.errors import ContractError, PromptError
 from addiffusion_env.prompts import Prompt, PromptList
-from addiffusion_env.rewards import RewardTerm
-from addiffusion_env.rewards.terms import PreferenceGain, TerminalBonus
+from addiffusion_env.rewards import PreferenceGain, RewardTerm, TerminalBonus
 from addiffusion_env.scorers import check_images
 from addiffusion_env.scorers.sharpness import SharpnessScorer
 from addiffusion_lab.metrics.contract import METRIC_CONTRACTS

@@ -7,9 +7,9 @@ import torch
 from addiffusion_env.engine.engine import Engine
 from addiffusion_env.engine.episode import play
 from addiffusion_env.engine.process import ProcessConfig, RefineConfig
+from addiffusion_env.prompts import keyed_noise
 from addiffusion_env.prompts.emoji_grammar import EmojiPrompts, scene_prompt
 from addiffusion_env.scorers.emoji_detector import EmojiDetectorScorer
-from addiffusion_env.seeding import keyed_noise
 from addiffusion_lab.emoji_training.layouts import sample_scenes
 
 NO_REFINE = RefineConfig(enabled=False, maps="none", region="whole")

@@ -19,8 +19,7 @@ from pretend_mps import MPS, PretendMps, marked, send
 
 import addiffusion_env.envs.episodes as episodes_module
 from addiffusion_env.agents.learned import PolicySampler
-from addiffusion_env.backbones.emoji import EmojiBackbone
-from addiffusion_env.backbones.emoji.manifest import WEIGHTS
+from addiffusion_env.backbones.emoji import WEIGHTS, EmojiBackbone
 from addiffusion_env.engine.engine import Engine
 from addiffusion_env.engine.episode import play
 from addiffusion_env.engine.process import ProcessConfig, RefineConfig

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from addiffusion_env.engine.coroutines import act, advance, env_step, legal_actions, refine_levels, score_preview
-from addiffusion_env.engine.images import utilities_of
 from addiffusion_env.engine.lane import open_lane, restore_lane
 from addiffusion_env.engine.process import REFINE_PRESETS, Action, ProcessConfig, RefineConfig
 from addiffusion_env.errors import AdDiffusionError, ConfigError, ScorerError
+from addiffusion_env.scorers.image_scores import utilities_of
 from addiffusion_env.scorers.utility import Utility
 
 RESAMPLE = ProcessConfig(steps=4, refine=REFINE_PRESETS["resample_short"])
@@ -91,11 +91,11 @@ def test_every_evaluation_of_a_refinement_is_counted(engine, emoji, prompts, pre
 
 
 def test_a_masked_refinement_leaves_the_outside_unchanged(engine, emoji, prompts, monkeypatch):
-    from addiffusion_env.engine import coroutines
+    from addiffusion_env.engine import regions
 
     left = torch.zeros(1, 1, 16, 16)
     left[..., :8] = 1
-    monkeypatch.setattr(coroutines, "attention_mask", lambda *args: left)
+    monkeypatch.setattr(regions, "attention_mask", lambda *args: left)
     process = replace(RESAMPLE, refine=RefineConfig(renoise=1.0))
     lane = advanced(engine, emoji, process, prompts[1], 2)
     [after] = engine.run([act(emoji, process, lane, Action.REFINE)])
@@ -234,7 +234,7 @@ def test_a_new_attempt_returns_early_and_the_best_image_is_returned(engine, emoj
     assert not torch.allclose(second.shown.tensor, first.shown.tensor, atol=0.05)
     _, given = played(engine, emoji, prompts[1], [0, 0, 0, Action.REFINE, 0, 0, Action.STOP])
     utility = CHECKED.refine.utility
-    best = max((first.shown, second.shown), key=lambda image: utility.at(image.scores))
+    best = max((first.shown, second.shown), key=lambda image: image.scores.utility(utility))
     assert torch.equal(given.tensor, best.tensor)
 
 
@@ -244,10 +244,10 @@ def test_utilities_of_a_batch_are_those_of_its_images(engine, emoji, prompts):
     scores = [shown[0].scores, shown[1].scores, ScorerError("no score", ""), shown[0].scores]
     found = utilities_of([calibrated, calibrated, calibrated, by_preference], scores)
     assert found[2] is None and utilities_of([None], scores[:1]) == [None]
-    expected = [calibrated.at(scores[0]), calibrated.at(scores[1]), by_preference.at(scores[0])]
+    expected = [scores[0].utility(calibrated), scores[1].utility(calibrated), scores[0].utility(by_preference)]
     assert [found[0], found[1], found[3]] == pytest.approx(expected, rel=1e-9)
     assert len(set(expected)) == 3
-    assert shown[0].utility == pytest.approx(CHECKED.refine.utility.at(scores[0]), rel=1e-9)
+    assert shown[0].utility == pytest.approx(scores[0].utility(CHECKED.refine.utility), rel=1e-9)
 
 
 def test_after_the_last_attempt_there_is_no_decision(engine, emoji, prompts):

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from addiffusion_env.envs.episodes import Episodes
-from addiffusion_env.envs.infos import info_of
 from addiffusion_env.envs.settings import EnvSettings
+from addiffusion_env.envs.slot import info_of
 from addiffusion_env.errors import UnknownNameError
 
 BLIND = {"observation_keys": "denoiser", "reward": {"preset": "default", "preference_gain": 0.0}, "refine": "off"}

@@ -6,7 +6,6 @@ import pytest
 
 from addiffusion_env.engine.process import ProcessConfig
 from addiffusion_env.envs.env import AdDiffusionEnv
-from addiffusion_env.envs.infos import longest_episode
 from addiffusion_env.envs.settings import refine_config
 from addiffusion_env.envs.vector_env import AdDiffusionVectorEnv
 
@@ -75,7 +74,7 @@ def test_a_trace_holds_the_longest_episode():
         while not over:  # refine whenever it is legal, else continue
             masks = env.action_masks()
             over = env.step(2 if masks[2] else 0 if masks[0] else 1)[2]
-        assert 0 < len(env.episodes.lane(0).actions) <= longest_episode(process)
+        assert 0 < len(env.episodes.lane(0).actions) <= process.longest_episode
 
 
 def test_buffers_made_from_the_first_info_hold_all():

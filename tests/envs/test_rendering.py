@@ -11,7 +11,7 @@ from gymnasium.wrappers.vector import RecordVideo as RecordVectorVideo
 
 from addiffusion_env.engine.process import ProcessConfig
 from addiffusion_env.envs.env import AdDiffusionEnv
-from addiffusion_env.envs.rendering import ACTION_COLOURS, Cell, draw_filmstrip, longest_episode, overlay_mask, tiled
+from addiffusion_env.envs.rendering import ACTION_COLOURS, Cell, draw_filmstrip, overlay_mask, tiled
 from addiffusion_env.envs.settings import refine_config
 from addiffusion_env.envs.vector_env import AdDiffusionVectorEnv
 from addiffusion_env.errors import ConfigError, MissingPackageError, UnknownNameError
@@ -102,7 +102,7 @@ def test_longest_episode_is_as_long_as_one_that_does_everything():
             action = 2 if legal[2] and (last or process.refine.return_to is None) else 0 if legal[0] else 1
             over = env.step(action)[2]
             decisions += 1
-        assert decisions == longest_episode(process)
+        assert decisions == process.longest_episode
 
 
 def test_a_long_strip_shows_its_end():

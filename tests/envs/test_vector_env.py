@@ -7,9 +7,9 @@ import rounding
 from gymnasium.vector import AutoresetMode
 
 from addiffusion_env.envs.env import AdDiffusionEnv
-from addiffusion_env.envs.infos import info_of, stacked
 from addiffusion_env.envs.sb3_env import AdDiffusionVecEnv
-from addiffusion_env.envs.vector_env import AdDiffusionVectorEnv
+from addiffusion_env.envs.slot import info_of
+from addiffusion_env.envs.vector_env import AdDiffusionVectorEnv, stacked
 from addiffusion_env.errors import ConfigError
 
 SETTINGS = {"steps": 3, "refine": "resample_short"}

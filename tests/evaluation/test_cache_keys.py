@@ -204,7 +204,7 @@ def test_reference_features_are_kept_by_network_and_images(change, tmp_path):
 
         from safetensors.torch import load_file, save_file
 
-        from addiffusion_env.backbones.emoji.manifest import WEIGHTS, verify
+        from addiffusion_env.backbones.emoji import WEIGHTS, verify
 
         folder = shutil.copytree(verify(WEIGHTS, "dino"), tmp_path / "dino")
         path = folder / "model.safetensors"

@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 
 from addiffusion_env.errors import PromptError
-from addiffusion_env.prompts.emoji_grammar import parse
-from addiffusion_env.prompts.emoji_vocabulary import Group
+from addiffusion_env.prompts.emoji_grammar import Group, parse
 from addiffusion_lab.benchmarks.emoji_world import make_scene, wording
 from addiffusion_lab.benchmarks.geneval import GenEvalPrompts, constraints, emoji_scene, phrases
 from addiffusion_lab.emoji_training.layouts import sample_scenes

@@ -15,8 +15,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from addiffusion_env.backbones.emoji import WEIGHTS, verify
 from addiffusion_env.backbones.emoji.detector import STRIDE, load_detector
-from addiffusion_env.backbones.emoji.manifest import WEIGHTS, verify
 from addiffusion_env.backbones.emoji.objects import load_object_reader
 from addiffusion_env.errors import ConfigError, NumericsError, ResumeError, UnknownNameError, WeightsError
 from addiffusion_env.prompts.emoji_grammar import parse, scene_key

@@ -6,16 +6,8 @@ import pytest
 from addiffusion_env.checks.base import hold
 from addiffusion_env.checks.observations import OBSERVATION_CONTRACTS
 from addiffusion_env.errors import CapabilityError, ContractError, UnknownNameError
-from addiffusion_env.observations import FEATURES, Frame
-from addiffusion_env.observations.features import (
-    OBSERVATION_PRESETS,
-    QUALITY,
-    Correctness,
-    Observer,
-    Spent,
-    Timestep,
-    needs_preview,
-)
+from addiffusion_env.observations import FEATURES, OBSERVATION_PRESETS, needs_preview
+from addiffusion_env.observations.features import QUALITY, Correctness, Frame, Observer, Spent, Timestep
 
 
 def frame(size=4, width=768, seed=0, extreme=1.0, features=12):

@@ -9,8 +9,7 @@ import pytest
 from addiffusion_env.checks.base import hold
 from addiffusion_env.checks.rewards import REWARD_CONTRACTS
 from addiffusion_env.errors import AdDiffusionError, ConfigError
-from addiffusion_env.rewards import PRESETS, TERMS, TermConfig, Transition, make_reward
-from addiffusion_env.rewards.terms import PreferenceGain, TerminalBonus
+from addiffusion_env.rewards import PRESETS, TERMS, PreferenceGain, TermConfig, TerminalBonus, Transition, make_reward
 
 NAN = float("nan")
 

@@ -13,9 +13,8 @@ from addiffusion_env.engine.engine import Engine
 from addiffusion_env.engine.lane import open_lane
 from addiffusion_env.engine.process import ProcessConfig
 from addiffusion_env.errors import NumericsError
-from addiffusion_env.prompts import Prompt
+from addiffusion_env.prompts import Prompt, keyed_generator
 from addiffusion_env.samplers import make_sampler
-from addiffusion_env.seeding import keyed_generator
 from addiffusion_lab.pipelines.attend_excite import scaled_thresholds, subject_positions
 
 CUP = Prompt.of("a photo of a red cup and a dog")

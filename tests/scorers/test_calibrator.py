@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from addiffusion_env.backbones.emoji.manifest import WEIGHTS
+from addiffusion_env.backbones.emoji import WEIGHTS
 from addiffusion_env.backbones.identity import described
 from addiffusion_env.errors import AdDiffusionError, ConfigError, UnknownNameError, WeightsError
 from addiffusion_env.prompts import Prompt

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from addiffusion_env.backbones.emoji.manifest import write_manifest
+from addiffusion_env.backbones.emoji import write_manifest
 from addiffusion_env.backbones.emoji.objects import Candidates, ObjectReader, candidates, scene_logits
 from addiffusion_env.errors import WeightsError
 from addiffusion_env.prompts.emoji_grammar import parse

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from addiffusion_env.backbones.fingerprint import LruCache
 from addiffusion_env.errors import ConfigError, ImageRangeError, NumericsError, PromptError
-from addiffusion_env.lru import LruCache
 from addiffusion_env.prompts import Prompt
 from addiffusion_env.scorers import check_pairs, in_chunks, require_finite
 

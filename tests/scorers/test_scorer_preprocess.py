@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from addiffusion_env.engine.images import to_pixels
 from addiffusion_env.errors import WeightsError
+from addiffusion_env.scorers.image_scores import to_pixels
 from addiffusion_env.scorers.preprocess import CLIP_MEAN, CLIP_STD, Preprocess, resize_bytes
 
 

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from addiffusion_env.backbones.attention import AttentionStore, captured_attention
+from addiffusion_env.backbones.batches import FeatureHook, hook
 from addiffusion_env.backbones.calls.evaluator import Evaluator
 from addiffusion_env.backbones.calls.measured import Measurements, first_step
 from addiffusion_env.backbones.calls.open_call import NetworkRequest
-from addiffusion_env.backbones.hooks import AttentionStore, FeatureHook, captured_attention, hook
 from addiffusion_env.backbones.text import content_positions, expanded, tokenize
 from addiffusion_env.errors import CapabilityError
 

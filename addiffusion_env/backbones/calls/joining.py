@@ -22,8 +22,7 @@ from torch import Tensor
 
 from addiffusion_env.backbones.calls.open_call import NetworkRequest
 from addiffusion_env.backbones.calls.trees import entries, rebuilt
-from addiffusion_env.backbones.fingerprint import bytes_of
-from addiffusion_env.lru import LruCache
+from addiffusion_env.backbones.fingerprint import LruCache, bytes_of
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from addiffusion_env.backbones.batches import resized
 from addiffusion_env.backbones.calls.measured import Measurements
-from addiffusion_env.backbones.previews import PREVIEW_SIDE, resized, tiny_decoder
+from addiffusion_env.backbones.previews import PREVIEW_SIDE, tiny_decoder
 from addiffusion_env.errors import CapabilityError, WeightsError
 
 TINY_DECODERS = {

@@ -30,7 +30,7 @@ from addiffusion_env.backbones.calls.recording import SMALL, Program, Slot, Var,
 from addiffusion_env.backbones.calls.requests import CallRequest, Evaluation, same_latents, same_rows
 from addiffusion_env.backbones.calls.trees import entries, with_tensors
 from addiffusion_env.backbones.calls.turns import Block, KnownStep, Lane, Settings, Turn
-from addiffusion_env.lru import LruCache
+from addiffusion_env.backbones.fingerprint import LruCache
 
 OF_A_LANE = ("prompt", "negative_prompt", "generator", "latents")
 """Name prefixes of arguments that may differ between lanes with the same settings."""

@@ -17,7 +17,7 @@ from addiffusion_env.backbones.calls.joining import Digests
 from addiffusion_env.backbones.calls.open_call import AtStep, OpenCall
 from addiffusion_env.backbones.calls.stand_ins import copied, plain_scheduler, scheduler_values
 from addiffusion_env.backbones.conventions import Convention, check_plan, convention_of
-from addiffusion_env.lru import LruCache
+from addiffusion_env.backbones.fingerprint import LruCache
 
 LEVELS_KEPT = 4096
 """Maximum number of cached level positions of a plan."""

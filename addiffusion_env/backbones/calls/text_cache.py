@@ -10,9 +10,8 @@ from typing import Any
 import torch
 
 from addiffusion_env.backbones.calls.joining import Digests
-from addiffusion_env.backbones.fingerprint import adapters_in, sampled
+from addiffusion_env.backbones.fingerprint import LruCache, adapters_in, sampled
 from addiffusion_env.backbones.memory import alone
-from addiffusion_env.lru import LruCache
 
 TEXTS_KEPT = 1024
 """Maximum number of cached results of ``encode_prompt``."""

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from addiffusion_env.backbones.emoji.manifest import WEIGHTS, check, read_manifest, write_manifest
+from addiffusion_env.backbones.emoji import WEIGHTS, check, read_manifest, write_manifest
 from addiffusion_env.config import friendly
 
 

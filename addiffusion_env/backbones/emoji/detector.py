@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from addiffusion_env.backbones.emoji.manifest import WEIGHTS, verify
+from addiffusion_env.backbones.emoji import WEIGHTS, verify
 from addiffusion_env.errors import unknown
 from addiffusion_env.prompts.emoji_vocabulary import CLASSES, COLORS, color_name
 

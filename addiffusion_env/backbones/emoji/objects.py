@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from addiffusion_env.backbones.emoji.manifest import WEIGHTS, verify
+from addiffusion_env.backbones.emoji import WEIGHTS, verify
 from addiffusion_env.prompts.emoji_grammar import Scene
 from addiffusion_env.prompts.emoji_vocabulary import CLASSES, COLORS, MAX_OBJECTS
 

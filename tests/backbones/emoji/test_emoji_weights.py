@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from addiffusion_env.backbones.emoji.__main__ import main
-from addiffusion_env.backbones.emoji.manifest import (
+from addiffusion_env.backbones.emoji import (
     COMPONENTS,
     MANIFEST,
     WEIGHTS,
@@ -16,6 +15,7 @@ from addiffusion_env.backbones.emoji.manifest import (
     verify,
     write_manifest,
 )
+from addiffusion_env.backbones.emoji.__main__ import main
 from addiffusion_env.errors import UnknownNameError, WeightsError
 
 PREVIEW_FILE = "preview/diffusion_pytorch_model.safetensors"

@@ -1,10 +1,7 @@
-"""Reads attention maps and features inside a denoiser while it runs.
+"""Reads attention maps inside a denoiser while it runs.
 
 The attention layers compute their output as they are (whether with SDPA, xFormers or LoRA); in addition, hooks on them
 recompute the attention weights of the requested rows from the same projections.
-
-They are by-products of the evaluation, so a policy that reads them needs neither a preview nor a scorer. Such features
-were studied as inputs of small networks by Baranchuk et al. 2022 (arXiv:2112.03126).
 """
 
 from __future__ import annotations
@@ -127,37 +124,3 @@ def captured_attention(denoiser: nn.Module, store: AttentionStore) -> Iterator[N
     finally:
         for handle in handles:
             handle.remove()
-
-
-class FeatureHook:
-    """Stores the pooled output of one module of a denoiser from its last call.
-
-    It is a permanent forward hook: ``torch.compile`` traces only the hooks that are registered at the first call.
-
-    Attributes:
-        pooled: (N, C) float32, the mean over cells or tokens; ``None`` when the module has not run.
-    """
-
-    def __init__(self) -> None:
-        self.pooled: Tensor | None = None
-
-    def __call__(self, module: nn.Module, inputs: Any, output: Any) -> None:
-        """Pools (N, C, h, w) of a UNet's block, or (N, tokens, C) of a transformer's, the image tokens last."""
-        value: Tensor = (output[-1] if isinstance(output, tuple) else output).detach()
-        self.pooled = value.mean(dim=(2, 3) if value.ndim == 4 else 1, dtype=torch.float32)
-
-    def take(self, rows: int) -> Tensor | None:
-        """Returns (rows, C), the features of the first rows, and clears the store."""
-        pooled, self.pooled = self.pooled, None
-        # A copy: CUDA graphs write the next call's into the same memory.
-        return None if pooled is None else pooled[:rows].clone()
-
-
-def hook(module: nn.Module) -> FeatureHook:
-    """The module's feature hook, registered if it has none. Backbones that share a denoiser share the hook."""
-    for hook in module._forward_hooks.values():
-        if isinstance(hook, FeatureHook):
-            return hook
-    made = FeatureHook()
-    module.register_forward_hook(made)
-    return made
