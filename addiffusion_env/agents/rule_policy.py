@@ -59,32 +59,26 @@ class MeasuredRule(Rule):
 class RulePolicy(SavedPolicy):
     """A calibrated rule from a policy's folder, at its default cost per NFE or another one.
 
-    Attributes:
-        folder: holds the calibrator.
-        config: its process, rules and frontier.
-        cost_per_nfe: cost of one NFE, in calibrated probability of a correct image; selects the rule.
-        name: for records.
-        fingerprint: hash of its files.
+    Its cost of one NFE is in calibrated probability of a correct image, and selects the rule.
     """
 
-    folder: Path
-    config: PolicyConfig
-    cost_per_nfe: float
-    name: str = "policy"
-    fingerprint: str = ""
-
     def __post_init__(self) -> None:
-        self.config.check_cost_per_nfe(self.cost_per_nfe)
+        super().__post_init__()
         self.rules = tuple(MeasuredRule.of(rule) for rule in self.config.rules)
         self.rule: Rule = best_rule(self.rules, self.cost_per_nfe)
         self._checked = isinstance(self.settings().refine, Mapping)
-        self._utility = Utility(calibrator=str(self.folder / WEIGHTS_FILE)) if self._checked else Utility()
+        self._utility = Utility(calibrator=str(self.policy / WEIGHTS_FILE)) if self._checked else Utility()
         self._process: ProcessConfig | None = None
 
     @staticmethod
     def source(folder: Path) -> Path:
         """See :meth:`.SavedPolicy.source`."""
         return folder.resolve()
+
+    def write(self, folder: Path) -> None:
+        """See :meth:`.SavedPolicy.write`."""
+        calibrator = Calibrator.load(self.policy / WEIGHTS_FILE) if self._checked else None
+        save_rules(folder, self.config, calibrator)
 
     @property
     def needs_preview(self) -> bool:  # type: ignore[override]
@@ -150,12 +144,3 @@ def save_rules(folder: Path, config: PolicyConfig, calibrator: Calibrator | None
         else:
             calibrator.save(folder / WEIGHTS_FILE)
         write_text(folder / CONFIG_FILE, config_text(config))
-
-
-def load_calibrator(folder: Path, config: PolicyConfig) -> Calibrator | None:
-    """The calibrator of a rule's folder; ``None`` for one that checks no image.
-
-    Raises:
-        WeightsError: when it is missing or damaged.
-    """
-    return Calibrator.load(folder / WEIGHTS_FILE) if isinstance(config.environment.get("refine"), Mapping) else None

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from addiffusion_env import AdaptivePipeline
-from addiffusion_env.agents.hub_policy import HubPolicy
 from addiffusion_env.agents.make import make_policy
 from addiffusion_env.agents.policy_file import PolicyConfig
 from addiffusion_env.agents.rule_policy import MeasuredRule, RulePolicy, save_rules
@@ -152,9 +151,9 @@ def test_a_rule_is_used_saved_and_found_as_a_trained_policy(folder, emoji, tmp_p
     pipe.save_pretrained(tmp_path / "copy")
     assert json.loads((tmp_path / "copy" / "config.json").read_text())["rules"][1]["threshold"] == 0.5
     assert "calibrated" in (tmp_path / "copy" / "README.md").read_text()
-    copy = HubPolicy.from_pretrained(tmp_path / "copy").sampler()
+    copy = make_policy(tmp_path / "copy")
     assert copy.rules == pipe.sampler.rules
-    assert np.array_equal(Calibrator.load(copy.folder / "policy.safetensors").prior, calibrator_of("emoji").prior)
+    assert np.array_equal(Calibrator.load(copy.policy / "policy.safetensors").prior, calibrator_of("emoji").prior)
     config = {"policy": str(folder), "costs_per_nfe": [None, "5nfe"], "samplers": [], "trust": False, "env": None}
     more = {"device": "auto", "dtype": "auto", "prompt_source": None, "prompt_options": None, "benchmark": None}
     samplers, settings = make_samplers({**config, **more})
