@@ -37,8 +37,8 @@ def train(config: dict[str, Any], overrides: Iterable[str] = ()) -> tuple[Path, 
     from addiffusion_env.agents.algorithms import log_interval
     from addiffusion_env.agents.callbacks import Checkpointer, EpisodeLog, WorkerLog
     from addiffusion_env.agents.factory import make_rollouts, total_lanes
-    from addiffusion_env.agents.table_stages import train_on_table, with_calibrator
-    from addiffusion_env.agents.tabular_training import held_out_frontier, make_mdp, record_table
+    from addiffusion_env.agents.recording import Recording
+    from addiffusion_env.agents.tabular_training import held_out_frontier, make_mdp, train_on_table
     from addiffusion_env.agents.training import (
         TrainingConfig,
         algorithm_and_table,
@@ -54,7 +54,6 @@ def train(config: dict[str, Any], overrides: Iterable[str] = ()) -> tuple[Path, 
         wants_resume,
     )
     from addiffusion_env.engine.lanes import lanes_of
-    from addiffusion_env.envs.settings import EnvSettings
     from addiffusion_env.errors import ResumeError
     from addiffusion_env.files import writing_to
     from eval_sb3 import check_report
@@ -77,18 +76,20 @@ def train(config: dict[str, Any], overrides: Iterable[str] = ()) -> tuple[Path, 
 
     lanes, halve = lanes_of(config["lanes"])
     told = {**config["env"], "max_faults": config["max_faults"], "halve_lanes": halve}
-    told = with_calibrator(told, tabular, folder, lanes, config["rollouts"])
+    recording = None
+    if tabular is not None:
+        recording = Recording(told, tabular, folder, lanes, config["rollouts"]).with_calibrator()
+        told = dict(recording.environment)
     live = config["rollouts"] if config["total_timesteps"] else {"kind": "local"}
     env = make_rollouts(live, config["vec_env"], lanes, config["seed"], told)
     identity = hold_to_identity(folder, env, resume)
     model, state = resume_or_make(algorithm, env, chosen, config["seed"], config["device"], folder, resume)
     attach_logger(model, folder)
     mdp = None
-    if tabular is not None:
-        settings = EnvSettings.of(**told)
-        mdp = make_mdp(record_table(settings, tabular, folder / "table", lanes, config["rollouts"]), settings)
+    if recording is not None:
+        mdp = make_mdp(recording.table(), recording.settings)
         if state is None:
-            train_on_table(model, mdp, settings, tabular, algorithm, config["seed"], folder, config["device"])
+            train_on_table(model, mdp, recording, algorithm, config["seed"], config["device"])
     begun = "training from" if state is None else "resumed at"
     print(f"{begun} decision {model.num_timesteps} of {config['total_timesteps']}")
     print(f"TensorBoard: tensorboard --logdir {folder / 'tensorboard'}", flush=True)
@@ -112,9 +113,8 @@ def train(config: dict[str, Any], overrides: Iterable[str] = ()) -> tuple[Path, 
     policy = folder / "policy"
     if remaining > 0 or exported_at(policy) != model.num_timesteps:  # the last run may have been killed in between
         measured = log.frontier(), "episodes of the training itself"
-        if mdp is not None and tabular is not None:
-            known = (log.prompt_ids, config["rollouts"])
-            measured = held_out_frontier(model.policy, mdp, settings, tabular, folder, lanes, *known)
+        if mdp is not None and recording is not None:
+            measured = held_out_frontier(model.policy, mdp, recording, log.prompt_ids)
         kept = {key: value for key, value in told.items() if key not in ("max_faults", "halve_lanes")}
         export_policy(policy, model, {**config, "env": kept}, *measured, identity)
     print(f"trained in {time.monotonic() - started:.0f} s; policy: {policy}", flush=True)

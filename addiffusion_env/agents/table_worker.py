@@ -28,12 +28,11 @@ def record_in_workers(
     missing: Sequence[tuple[Images, Path]],
     recorder: Recorder,
     settings: EnvSettings,
-    attempts: int,
     lanes: int,
     rollouts: Mapping[str, Any],
 ) -> None:
     """Records missing shards in a pool of workers; each shard is written when it arrives."""
-    config = RayConfig.of(rollouts)
+    config, attempts = RayConfig.of(rollouts), recorder.attempts
     lanes = max(1, lanes // config.workers)
     config = replace(config, workers=min(config.workers, len(missing)))
     arguments = (settings, attempts, recorder.identity)

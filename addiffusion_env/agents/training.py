@@ -26,7 +26,7 @@ from addiffusion_env.agents.algorithms import (
 from addiffusion_env.agents.checkpoints import checkpoints, read_latest, restore
 from addiffusion_env.agents.policy import describe_network
 from addiffusion_env.agents.policy_file import FRONTIER_OF, PolicyConfig, describe_policy, load_config, save_policy
-from addiffusion_env.agents.tabular_training import TabularConfig
+from addiffusion_env.agents.recording import TabularConfig
 from addiffusion_env.backbones.fingerprint import digest_of
 from addiffusion_env.backbones.identity import difference_words, listed
 from addiffusion_env.backbones.identity import differences as identity_differences
