@@ -35,14 +35,13 @@ def train(config: dict[str, Any], overrides: Iterable[str] = ()) -> tuple[Path, 
         overrides: which of them were given on the command line, and must therefore take effect.
     """
     from addiffusion_env.agents.algorithms import log_interval
-    from addiffusion_env.agents.callbacks import Checkpointer, EpisodeLog, WorkerLog
-    from addiffusion_env.agents.factory import make_rollouts, total_lanes
+    from addiffusion_env.agents.callbacks import Checkpointer, EpisodeLog
+    from addiffusion_env.agents.factory import make_rollouts
     from addiffusion_env.agents.recording import Recording
     from addiffusion_env.agents.tabular_training import held_out_frontier, make_mdp, train_on_table
     from addiffusion_env.agents.training import (
         TrainingConfig,
         algorithm_and_table,
-        attach_logger,
         export_policy,
         exported_at,
         has_begun,
@@ -51,7 +50,6 @@ def train(config: dict[str, Any], overrides: Iterable[str] = ()) -> tuple[Path, 
         remember_config,
         resume_or_make,
         run_folder,
-        wants_resume,
     )
     from addiffusion_env.engine.lanes import lanes_of
     from addiffusion_env.errors import ResumeError
@@ -61,11 +59,10 @@ def train(config: dict[str, Any], overrides: Iterable[str] = ()) -> tuple[Path, 
     started = time.monotonic()
     config = with_plugins(renamed(config), [config["run_dir"]] if config["resume"] == "auto" else [])
     check_report(config["report"], str(config["run_dir"]))  # now, not after minutes of training
-    config = {**config, "lanes": total_lanes(config)}
     TrainingConfig.of(config)
     algorithm = config["algorithm"]
     chosen, tabular = algorithm_and_table(config, overrides)
-    resume = wants_resume(config["resume"])
+    resume = config["resume"] == "auto"
     folder = run_folder(config["run_dir"])
     if not resume and has_begun(folder):
         raise ResumeError(
@@ -81,10 +78,9 @@ def train(config: dict[str, Any], overrides: Iterable[str] = ()) -> tuple[Path, 
         recording = Recording(told, tabular, folder, lanes, config["rollouts"]).with_calibrator()
         told = dict(recording.environment)
     live = config["rollouts"] if config["total_timesteps"] else {"kind": "local"}
-    env = make_rollouts(live, config["vec_env"], lanes, config["seed"], told)
+    env = make_rollouts(live, lanes, config["seed"], told)
     identity = hold_to_identity(folder, env, resume)
     model, state = resume_or_make(algorithm, env, chosen, config["seed"], config["device"], folder, resume)
-    attach_logger(model, folder)
     mdp = None
     if recording is not None:
         mdp = make_mdp(recording.table(), recording.settings)
@@ -100,10 +96,10 @@ def train(config: dict[str, Any], overrides: Iterable[str] = ()) -> tuple[Path, 
     remaining = config["total_timesteps"] - model.num_timesteps
     if remaining > 0:
         try:
-            remote = [WorkerLog()] if live["kind"] == "ray" else []
-            callbacks, bar = [log, checkpointer, *remote], config["progress_bar"]
+            bar = config["progress_bar"]
             with writing_to(folder):
-                model.learn(remaining, callbacks, log_interval(model), reset_num_timesteps=False, progress_bar=bar)
+                every = log_interval(model)
+                model.learn(remaining, [log, checkpointer], every, reset_num_timesteps=False, progress_bar=bar)
         except (Exception, SystemExit):  # a SLURM launcher ends a job that runs out of time by SystemExit
             checkpointer.rescue()
             raise
@@ -123,10 +119,9 @@ def train(config: dict[str, Any], overrides: Iterable[str] = ()) -> tuple[Path, 
 
 def report(folder: Path, config: dict[str, Any]) -> None:
     """Plays the policy and fixed-step comparators on test prompts and writes the report."""
-    from addiffusion_env.agents.factory import total_lanes
     from eval_sb3 import evaluate_run
 
-    evaluate_run(folder, config["report"], max_lanes=total_lanes(config), rollouts=config["rollouts"])
+    evaluate_run(folder, config["report"], max_lanes=config["lanes"], rollouts=config["rollouts"])
 
 
 @hydra.main(**version_base(), config_path="configs", config_name="train")

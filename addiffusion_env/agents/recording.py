@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 from addiffusion_env.agents.calibrator_file import named_calibrators
+from addiffusion_env.agents.factory import is_remote
 from addiffusion_env.backbones.fingerprint import digest_of
 from addiffusion_env.backbones.identity import described
+from addiffusion_env.config import removed_in
 from addiffusion_env.envs.settings import EnvSettings
 from addiffusion_env.errors import ConfigError, PromptError
 from addiffusion_env.prompts import Prompt, PromptSource
@@ -48,10 +50,7 @@ class TabularConfig(Settings):
     """
 
     section: ClassVar[str] = "tabular"
-    retired: ClassVar[Mapping[str, str]] = {
-        "prompt_seed": "leave it out: the prompts of a table are always the same",
-        "watch_every": "leave it out: the policy is measured on its table every ten updates",
-    }
+    retired: ClassVar[Mapping[str, str]] = removed_in(section)
 
     images: Annotated[int, Ge(1)] = 256
     attempts: Annotated[int, Ge(1)] = 5
@@ -131,7 +130,7 @@ class Recording:
         def note(done: int) -> None:
             print(f"recorded {done} of {len(prompts)} images, {self.tabular.attempts} attempts each", flush=True)
 
-        if self.rollouts["kind"] == "ray":
+        if is_remote(self.rollouts):
             shards = recorder.shards(images, folder, shard)
             missing = [(chunk, path) for chunk, path in shards if not path.is_file()]
             if missing:

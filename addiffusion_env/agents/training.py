@@ -24,13 +24,14 @@ from addiffusion_env.agents.algorithms import (
     table_settings,
 )
 from addiffusion_env.agents.checkpoints import checkpoints, read_latest, restore
+from addiffusion_env.agents.factory import is_remote
 from addiffusion_env.agents.policy import describe_network
 from addiffusion_env.agents.policy_file import FRONTIER_OF, PolicyConfig, describe_policy, load_config, save_policy
 from addiffusion_env.agents.recording import TabularConfig
 from addiffusion_env.backbones.fingerprint import digest_of
 from addiffusion_env.backbones.identity import difference_words, listed
 from addiffusion_env.backbones.identity import differences as identity_differences
-from addiffusion_env.config import check_removed, differences, renamed
+from addiffusion_env.config import REMOVED, check_removed, differences, renamed
 from addiffusion_env.errors import ConfigError, ResumeError, RunFolderError, WeightsError, WorkerError
 from addiffusion_env.files import read_json, write_text
 from addiffusion_env.settings import Ge, Settings
@@ -46,11 +47,10 @@ class TrainingConfig(Settings):
     Attributes:
         plugins: modules to import first; see :mod:`addiffusion_env.plugins`.
         run_dir: folder of checkpoints, log, policy and report.
-        resume: ``"auto"`` or ``"never"``.
+        resume: ``"auto"`` to continue from the newest checkpoint, or ``"never"``.
         seed: lane i's episodes come from ``seed + i``.
         device: of the policy network.
         algorithm: see :func:`.find_algorithm`.
-        vec_env: see :func:`.make_vec_env`.
         lanes: number of parallel episodes, or ``"auto"``.
         max_faults: number of episodes that may be dropped.
         total_timesteps: decisions on the live environment, 0 or more.
@@ -61,7 +61,7 @@ class TrainingConfig(Settings):
         algorithm_kwargs: those of any algorithm; see :func:`.algorithm_settings`.
         tabular: see :class:`.TabularConfig`; ``None`` trains on the live environment alone.
         report: keys of ``configs/eval.yaml``; ``None`` for no report.
-        rollouts: ``kind: local``, or ``kind: ray`` and its settings.
+        rollouts: see :func:`.is_remote`.
         plan: whether to print the cost of the training instead.
 
     Raises:
@@ -76,7 +76,6 @@ class TrainingConfig(Settings):
     seed: Annotated[int, Ge(0)]
     device: str
     algorithm: str
-    vec_env: str
     lanes: int | str
     max_faults: Annotated[int, Ge(0)]
     total_timesteps: Annotated[int, Ge(0)]
@@ -94,6 +93,9 @@ class TrainingConfig(Settings):
         super().__post_init__()
         if self.seed > HIGHEST_SEED:
             raise ConfigError(f"seed must be at most {HIGHEST_SEED}, got {self.seed}", "use a lower one")
+        if self.resume not in ("auto", "never"):
+            raise ConfigError(f"resume must be auto or never, got {self.resume!r}", self.see)
+        is_remote(self.rollouts)
         if self.tabular is None and self.total_timesteps == 0:
             raise ConfigError(
                 "total_timesteps is 0 and tabular is null: nothing would be trained", "total_timesteps=4096"
@@ -187,7 +189,7 @@ def remember_config(folder: Path, config: Mapping[str, Any], resume: bool) -> No
     if resume and path.is_file() and has_begun(folder):
         old = renamed(_remembered(path), note=False)
         before, now = (
-            {key: value for key, value in made.items() if key not in MAY_CHANGE and value is not None}
+            {key: value for key, value in made.items() if key not in (*MAY_CHANGE, *REMOVED) and value is not None}
             for made in (old, config)
         )
         changed = list(differences(before, now))
@@ -248,7 +250,8 @@ def resume_or_make(
 ) -> tuple[BaseAlgorithm, dict[str, Any] | None]:
     """The agent of the newest checkpoint, or a new one; and the checkpoint's state, or ``None``.
 
-    Global random generators are restored too, so that the run continues as if uninterrupted.
+    Global random generators are restored too, so that the run continues as if uninterrupted. TensorBoard files go to
+    ``tensorboard`` in the run's folder.
 
     Raises:
         UnknownNameError: for an unknown algorithm.
@@ -258,29 +261,14 @@ def resume_or_make(
     state = read_latest(folder / "checkpoints") if resume else None
     if state is not None:
         restore(model, env, state)
-    return model, state
-
-
-def attach_logger(model: BaseAlgorithm, folder: Path) -> None:
-    """TensorBoard files go to ``<run>/tensorboard``; a resumed run appends to the same folder."""
     model.set_logger(configure(str(folder / "tensorboard"), ["tensorboard"]))
+    return model, state
 
 
 def last_return(model: BaseAlgorithm) -> float:
     """Mean return of the last 100 training episodes (of all, if fewer have ended); NaN before the first one ends."""
     episodes = [] if model.ep_info_buffer is None else [episode["r"] for episode in model.ep_info_buffer]
     return float(np.mean(episodes)) if episodes else float("nan")
-
-
-def wants_resume(resume: Any) -> bool:
-    """Reads ``resume``.
-
-    Raises:
-        ConfigError: unless it is ``auto`` or ``never``.
-    """
-    if resume not in ("auto", "never"):
-        raise ConfigError(f"resume must be auto or never, got {resume!r}", "auto continues from the newest checkpoint")
-    return bool(resume == "auto")
 
 
 def exported_at(folder: Path) -> int | None:

@@ -12,6 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
+from addiffusion_env.config import removed_in
 from addiffusion_env.errors import ConfigError, MissingPackageError, WorkerError
 from addiffusion_env.plugins import load_plugins, loaded_plugins
 from addiffusion_env.settings import Gt, Settings
@@ -21,6 +22,9 @@ PATIENT = 30.0
 
 POLL = 0.01
 """Minimum time-out in seconds, so that an answer that is ready is received even after its deadline."""
+
+OBJECT_STORE = 200 * 2**20
+"""Object store memory of a local Ray, in bytes."""
 
 START_ATTEMPTS = 3
 """How often starting a local Ray is attempted: on a busy machine the first start may time out."""
@@ -32,30 +36,24 @@ class RayConfig(Settings):
 
     Attributes:
         workers: number of actors.
-        lanes: total number of lanes, distributed as evenly as possible; ``None`` leaves it to the caller.
         cpus: cores (and torch threads) per worker; ``None`` divides the cluster's cores.
         gpus: GPUs per worker, a fraction to share one; ``None`` divides the cluster's GPUs, at most one each.
         timeout: seconds after which a worker that has not answered counts as hung.
         start_timeout: seconds for a worker to start and load its weights.
         patience: how often in a row a worker may be lost before an error is raised.
         address: address of a running Ray cluster; ``None`` for ``$RAY_ADDRESS``, or a local Ray if that is not set.
-        object_store_mb: object store memory of a local Ray, in MiB.
     """
 
     section: ClassVar[str] = "rollouts"
-    retired: ClassVar[Mapping[str, str]] = {
-        "thumbnails": "leave it out: workers send images of at most 64 pixels a side"
-    }
+    retired: ClassVar[Mapping[str, str]] = removed_in(section)
 
     workers: Annotated[int, Gt(0)] = 2
-    lanes: int | None = None
     cpus: float | None = None
     gpus: float | None = None
     timeout: Annotated[float, Gt(0)] = 600.0
     start_timeout: Annotated[float, Gt(0)] = 900.0
     patience: Annotated[int, Gt(0)] = 3
     address: str | None = None
-    object_store_mb: Annotated[int, Gt(0)] = 200
 
     @classmethod
     def of(cls, given: Mapping[str, Any] | RayConfig) -> RayConfig:
@@ -193,7 +191,7 @@ def start_ray(config: RayConfig) -> bool:
                 address="local",  # never another user's Ray that runs on this machine
                 num_cpus=os.cpu_count(),
                 include_dashboard=False,
-                object_store_memory=config.object_store_mb * 2**20,
+                object_store_memory=OBJECT_STORE,
                 log_to_driver=False,
             )
             break

@@ -9,14 +9,14 @@ from typing import Any
 
 import torch
 
-from addiffusion_env.agents.factory import ROLLOUTS
+from addiffusion_env.agents.factory import is_remote
 from addiffusion_env.backbones.devices import resolve_device
 from addiffusion_env.backbones.identity import difference_words
 from addiffusion_env.distributed.actor_pool import ActorPool, BaseWorker, RayConfig, import_ray
 from addiffusion_env.distributed.task_round import Task, TaskRound
 from addiffusion_env.engine.lane import Fault, FaultCount
 from addiffusion_env.envs.settings import EnvSettings, load_backbone, load_scorers
-from addiffusion_env.errors import AdDiffusionError, WorkerError, check_settings, unknown
+from addiffusion_env.errors import AdDiffusionError, WorkerError
 from addiffusion_env.evaluation.judges import Judges
 from addiffusion_env.evaluation.records import Job
 from addiffusion_env.evaluation.runner import EvaluationContext, Maker, Making, Shard, Work, in_turn, plan
@@ -41,11 +41,8 @@ def maker(
         ConfigError: for a setting that the kind does not have.
         MissingPackageError: for ``ray`` without the package.
     """
-    if rollouts["kind"] == "local":
-        check_settings("rollouts=local has", rollouts, ("kind", "lanes"))  # max_lanes sets the number of lanes
+    if not is_remote(rollouts):
         return in_turn
-    if rollouts["kind"] != "ray":
-        raise unknown("rollouts.kind", str(rollouts["kind"]), ROLLOUTS)
     return RayPool(RayConfig.of(rollouts), samplers, settings, judges)
 
 

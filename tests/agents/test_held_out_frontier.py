@@ -10,7 +10,7 @@ from huggingface_hub import ModelCard
 from addiffusion_env.agents.algorithms import make_model
 from addiffusion_env.agents.callbacks import EpisodeLog
 from addiffusion_env.agents.checkpoints import Snapshot
-from addiffusion_env.agents.factory import make_vec_env
+from addiffusion_env.agents.factory import make_rollouts
 from addiffusion_env.agents.make import make_policy
 from addiffusion_env.agents.policy_file import PRETRAINED, load_config, load_policy
 from addiffusion_env.agents.recording import Recording, TabularConfig
@@ -82,7 +82,7 @@ def test_a_grammar_gives_what_it_has():
 
 
 def test_prompts_of_live_episodes_are_remembered_over_a_resume():
-    env = make_vec_env("lanes", 2, 0, {"steps": 2, "cost_per_nfe": 0.01})
+    env = make_rollouts({"kind": "local"}, 2, 0, {"steps": 2, "cost_per_nfe": 0.01})
     model = make_model("maskable_ppo", env, {"n_steps": 2, "batch_size": 4, "n_epochs": 1}, 0, "cpu")
     log = EpisodeLog({})
     log.restore({"episodes": [], "prompt_ids": ["met-before"]})

@@ -10,7 +10,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from addiffusion_env.agents import table_worker, training
-from addiffusion_env.agents.callbacks import Checkpointer, EpisodeLog, WorkerLog
+from addiffusion_env.agents.callbacks import Checkpointer, EpisodeLog
 from addiffusion_env.agents.factory import make_rollouts
 from addiffusion_env.agents.recording import Recording, TabularConfig
 from addiffusion_env.distributed import task_round
@@ -25,7 +25,7 @@ PPO = {"n_steps": 4, "batch_size": 8, "n_epochs": 1}
 
 @pytest.fixture(scope="module", autouse=True)
 def own_ray():
-    start_ray(RayConfig(object_store_mb=100))
+    start_ray(RayConfig())
     yield
     ray.shutdown()
 
@@ -45,11 +45,10 @@ class Attacker(BaseCallback):
 
 
 def learn(folder, total, workers, attacks=(), timeout=600):
-    env = make_rollouts({"kind": "ray", "workers": workers, "timeout": timeout}, "lanes", 4, 0, ENV)
+    env = make_rollouts({"kind": "ray", "workers": workers, "timeout": timeout}, 4, 0, ENV)
     model, state = training.resume_or_make("maskable_ppo", env, PPO, 0, "cpu", folder, True)
-    training.attach_logger(model, folder)
     log, attacker = EpisodeLog({}), Attacker(attacks)
-    callbacks = [log, Checkpointer(folder / "checkpoints", 16, log), WorkerLog(), attacker]
+    callbacks = [log, Checkpointer(folder / "checkpoints", 16, log), attacker]
     model.learn(total - model.num_timesteps, callback=callbacks, reset_num_timesteps=False)
     assert not attacker.attacks
     losses, log_episodes = env.unwrapped.losses, list(log.episodes)

@@ -12,7 +12,6 @@ from addiffusion_env.agents.factory import (
     env_state,
     load_env_state,
     make_rollouts,
-    total_lanes,
 )
 from addiffusion_env.distributed import actor_pool
 from addiffusion_env.distributed.actor_pool import RayConfig, start_ray
@@ -31,7 +30,7 @@ ACTIONS = np.array([[0, 1, 2, 0], [0, 0, 0, 1], [1, 0, 0, 0], [0, 2, 0, 0]])
 @pytest.fixture(scope="module", autouse=True)
 def own_ray():
     """One small Ray for this file, which the environments share."""
-    start_ray(RayConfig(object_store_mb=100))
+    start_ray(RayConfig())
     yield
     ray.shutdown()
 
@@ -130,7 +129,7 @@ def test_masks_methods_and_attributes(pair):
 
 
 def test_states_fit_any_number_of_workers(pair):
-    here = make_rollouts({"kind": "local"}, "lanes", LANES, 5, SETTINGS)
+    here = make_rollouts({"kind": "local"}, LANES, 5, SETTINGS)
     here.reset()
     here.step(np.array([0, 0, 1, 0]))
     state = env_state(here)
@@ -141,7 +140,7 @@ def test_states_fit_any_number_of_workers(pair):
     np.testing.assert_array_equal(found[2], expected[2])
     np.testing.assert_allclose(found[1], expected[1], rtol=0, atol=rounding.REWARD)
     assert [info["prompt"] for info in found[3]] == [info["prompt"] for info in expected[3]]
-    other = make_rollouts({"kind": "local"}, "lanes", LANES, 0, SETTINGS)
+    other = make_rollouts({"kind": "local"}, LANES, 0, SETTINGS)
     load_env_state(other, {**state, "lanes": pair.state_dict()})
     with pytest.raises(ResumeError, match="3 lanes, this environment 4"):
         pair.load_state_dict({"slots": [None] * 3, "faults": 0})
@@ -277,12 +276,10 @@ def test_settings_are_checked_before_ray_is_asked():
         remote(3, lanes=2)
     with pytest.raises(AdDiffusionError, match="unknown refine preset 'rety'"):
         remote(1, settings={"refine": "rety"})
-    with pytest.raises(ConfigError, match="got vec_env=dummy"):
-        make_rollouts({"kind": "ray"}, "dummy", 2, 0, {})
     with pytest.raises(AdDiffusionError, match=r"unknown rollouts\.kind 'rya'\n  -> did you mean 'ray'"):
-        make_rollouts({"kind": "rya"}, "lanes", 2, 0, {})
-    assert total_lanes({"rollouts": {"lanes": None}, "lanes": "auto"}) == "auto"
-    assert total_lanes({"rollouts": {"lanes": 8}, "lanes": 4}) == 8
+        make_rollouts({"kind": "rya"}, 2, 0, {})
+    with pytest.raises(ConfigError, match=r"rollouts\.lanes has been removed\n  -> write lanes=VALUE"):
+        RayConfig.of({"kind": "ray", "lanes": 8})
 
 
 def test_thumbnails_are_small():

@@ -27,7 +27,7 @@ SEEDS = [0, 1]
 
 @pytest.fixture(scope="module", autouse=True)
 def own_ray():
-    start_ray(RayConfig(object_store_mb=100))
+    start_ray(RayConfig())
     yield
     ray.shutdown()
 

@@ -150,7 +150,7 @@ def test_a_night_killed_at_every_stage(backbone, tmp_path, monkeypatch):
 def test_a_night_in_ray_workers(tmp_path, monkeypatch):
     ray = pytest.importorskip("ray")
     monkeypatch.chdir(tmp_path)
-    config = configured("sd15", tmp_path, *FEW, "rollouts=ray", "rollouts.workers=2", "rollouts.object_store_mb=100")
+    config = configured("sd15", tmp_path, *FEW, "rollouts=ray", "rollouts.workers=2")
     try:
         spend_the_night(config)
     finally:
