@@ -50,19 +50,3 @@ def make_rollouts(rollouts: Mapping[str, Any], num_envs: int, seed: int, setting
     from addiffusion_env.distributed.ray_vec_env import RayVecEnv
 
     return VecMonitor(RayVecEnv(num_envs, seed, RayConfig.of(rollouts), **settings))
-
-
-def env_state(env: VecMonitor) -> dict[str, Any]:
-    """Everything an interrupted rollout needs from its environments, as plain tensors, numbers and strings."""
-    lanes: Any = env.venv
-    returns, lengths = env.episode_returns.tolist(), env.episode_lengths.tolist()
-    return {"lanes": lanes.state_dict(), "returns": returns, "lengths": lengths}
-
-
-def load_env_state(env: VecMonitor, state: Mapping[str, Any]) -> None:
-    """Restores :func:`env_state` on an environment of the same size."""
-    env.reset()
-    lanes: Any = env.venv
-    lanes.load_state_dict(state["lanes"])
-    env.episode_returns[:] = state["returns"]
-    env.episode_lengths[:] = state["lengths"]

@@ -70,11 +70,6 @@ class RulePolicy(SavedPolicy):
         self._utility = Utility(calibrator=str(self.policy / WEIGHTS_FILE)) if self._checked else Utility()
         self._process: ProcessConfig | None = None
 
-    @staticmethod
-    def source(folder: Path) -> Path:
-        """See :meth:`.SavedPolicy.source`."""
-        return folder.resolve()
-
     def write(self, folder: Path) -> None:
         """See :meth:`.SavedPolicy.write`."""
         calibrator = Calibrator.load(self.policy / WEIGHTS_FILE) if self._checked else None

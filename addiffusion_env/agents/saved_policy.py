@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from huggingface_hub import HfApi
 
-from addiffusion_env.agents.policy_card import CARD_FILE, policy_card
-from addiffusion_env.agents.policy_file import PolicyConfig, find_policy, folder_digest, load_config
+from addiffusion_env.agents.hub_policy import CARD_FILE, policy_card
+from addiffusion_env.agents.policy_file import PolicyConfig
 from addiffusion_env.backbones.base import Backbone
 from addiffusion_env.backbones.fingerprint import digest_of
 from addiffusion_env.backbones.identity import described
@@ -25,9 +25,6 @@ from addiffusion_env.files import reason_of, writing_to
 from addiffusion_env.samplers.base import BaseSampler
 from addiffusion_env.scorers.image_scores import ImageScorers
 from addiffusion_env.scorers.utility import Utility, calibrator_of
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 
 @dataclass
@@ -57,21 +54,6 @@ class SavedPolicy(BaseSampler, ABC):
             self.cost_per_nfe = self.config.default_cost_per_nfe
         self.name = self.name or f"policy@{self.cost_per_nfe:g}"
         self.config.check_cost_per_nfe(self.cost_per_nfe)
-
-    @classmethod
-    def from_run(cls, folder: Path | str, cost_per_nfe: float | None = None) -> Self:
-        """Loads a policy from a shipped name, a policy's folder, or the folder of a run or a calibration.
-
-        Raises:
-            WeightsError: when there is none.
-        """
-        found = find_policy(folder) or Path(folder)
-        return cls(cls.source(found), load_config(found), cost_per_nfe, fingerprint=folder_digest(found))  # type: ignore[arg-type]
-
-    @staticmethod
-    @abstractmethod
-    def source(folder: Path) -> Any:
-        """What decides, from a policy's folder: the attribute ``policy``."""
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes the policy's files and its model card.

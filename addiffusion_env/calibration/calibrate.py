@@ -13,8 +13,9 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from addiffusion_env import __version__
+from addiffusion_env.agents.learned import load_sampler
 from addiffusion_env.agents.policy_file import FRONTIER_OF, PolicyConfig
-from addiffusion_env.agents.rule_policy import MeasuredRule, RulePolicy, save_rules
+from addiffusion_env.agents.rule_policy import MeasuredRule, save_rules
 from addiffusion_env.agents.untrained import DECISIONS, SCHEDULE, default_settings, scorers_there
 from addiffusion_env.backbones.base import Backbone
 from addiffusion_env.backbones.fingerprint import digest_of
@@ -144,7 +145,7 @@ def calibrate(
     table = None if run.blind else run.record(recorded, minutes * 60, progress_bar)
     rules = run.save(table, minutes)
     report = write_report(run.folder, run.backbone, run.scorers, shown, lanes, progress_bar)
-    url = "" if push_to_hub is None else RulePolicy.from_run(run.folder).push_to_hub(push_to_hub)
+    url = "" if push_to_hub is None else load_sampler(run.folder).push_to_hub(push_to_hub)
     return Calibration(run.folder, tuple(rules), report, 0 if table is None else len(table), url)
 
 

@@ -291,9 +291,9 @@ class ActorPool:
             stacklevel=4,
         )
 
-    def ask(self, index: int, method: str, *arguments: Any) -> Any:
+    def ask(self, index: int, method: str, *arguments: Any, **named: Any) -> Any:
         """Calls a worker's method; returns Ray's reference to the result."""
-        return getattr(self.actors[index].handle, method).remote(*arguments)
+        return getattr(self.actors[index].handle, method).remote(*arguments, **named)
 
     def answer(self, index: int, ref: Any, until: float) -> Any:
         """Waits for a worker's result.

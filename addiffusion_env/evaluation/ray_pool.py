@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,29 +23,6 @@ from addiffusion_env.evaluation.records import Job
 from addiffusion_env.evaluation.runner import EvaluationContext, Maker, Making, Shard, Work, in_turn, plan
 from addiffusion_env.prompts import Prompt
 from addiffusion_env.samplers.base import Sampler
-
-
-def maker(
-    rollouts: Mapping[str, Any], samplers: Sequence[Sampler], settings: EnvSettings, judges: Sequence[str]
-) -> Maker:
-    """Selects how an evaluation's images are generated.
-
-    Args:
-        rollouts: ``kind: local`` for one sampler after the other in this process, ``kind: ray`` for a pool of actors,
-            with the fields of :class:`RayConfig`.
-        samplers: not bound yet: call it before :func:`plan`, which binds them. They are bound in every actor.
-        settings: settings from which an actor loads its backbone and scorers.
-        judges: registry names; every actor judges its own images.
-
-    Raises:
-        UnknownNameError: for an unknown kind.
-        ConfigError: for a setting that the kind does not have.
-        MissingPackageError: for ``ray`` without the package.
-    """
-    if not is_remote(rollouts):
-        return in_turn
-    return RayPool(RayConfig.of(rollouts), samplers, settings, judges)
-
 
 Chunk = tuple[int, tuple[str, ...]]
 """Index of a sampler, and the uids of the jobs that are sent to a worker together: the images of a shard."""
@@ -113,56 +91,67 @@ class ImageWorker(BaseWorker):
         return ChunkResult(shard, tuple(dropped))
 
 
-class RayPool:
-    """A :class:`Maker` over Ray actors. Records equal those of :func:`in_turn`, except measured values (``seconds``).
-
-    Every actor has its own model, scorers and judges, and takes the next shard's jobs when it is free. Records
-    are returned to the runner, which writes them. An actor that dies or hangs is replaced and its jobs are repeated.
+def maker(
+    rollouts: Mapping[str, Any], samplers: Sequence[Sampler], settings: EnvSettings, judges: Sequence[str]
+) -> Maker:
+    """Selects how an evaluation's images are generated: one sampler after the other in this process, or in Ray actors.
 
     Args:
-        config: number of actors and resources of each.
-        samplers: not bound yet.
+        rollouts: see :func:`.is_remote`.
+        samplers: not bound yet: call it before :func:`plan`, which binds them. They are bound in every actor.
         settings: settings from which an actor loads its backbone and scorers.
-        judges: registry names.
+        judges: registry names; every actor judges its own images.
 
     Raises:
-        MissingPackageError: without Ray.
+        UnknownNameError: for an unknown kind.
+        ConfigError: for a setting that the kind does not have.
+        MissingPackageError: for ``ray`` without the package.
     """
+    if not is_remote(rollouts):
+        return in_turn
+    config, unbound = RayConfig.of(rollouts), import_ray().cloudpickle.dumps(list(samplers))
+    return partial(in_actors, config, unbound, settings, list(judges))
 
-    def __init__(
-        self, config: RayConfig, samplers: Sequence[Sampler], settings: EnvSettings, judges: Sequence[str]
-    ) -> None:
-        self.config = config
-        self._samplers: bytes = import_ray().cloudpickle.dumps(list(samplers))
-        self._settings, self._judges = settings, list(judges)
 
-    def __call__(self, work: Work, context: EvaluationContext, making: Making) -> Iterator[Shard]:
-        """See :class:`Maker`; every worker has ``making.lanes`` and its own context.
+def in_actors(
+    config: RayConfig,
+    samplers: bytes,
+    settings: EnvSettings,
+    judges: Sequence[str],
+    work: Work,
+    context: EvaluationContext,
+    making: Making,
+) -> Iterator[Shard]:
+    """A :class:`Maker` over Ray actors. Records equal those of :func:`in_turn`, except measured values (``seconds``).
 
-        Raises:
-            WorkerError: when more than ``patience`` workers are lost over one chunk, or a worker cannot be started.
-        """
-        chunks: list[Chunk] = [
-            (index, tuple(job.uid for job in group)) for index, (_, groups) in enumerate(work) for group in groups
-        ]
-        if not chunks:
-            return
-        config = replace(self.config, workers=min(self.config.workers, len(chunks)))
-        jobs = work[0][0].jobs
-        prompts = list({job.prompt.prompt_id: job.prompt for job in jobs}.values())
-        seeds = list(dict.fromkeys(job.seed for job in jobs))
-        arguments = (self._samplers, self._settings, self._judges, prompts, seeds, work[0][0].identity)
-        pool = ActorPool(config, ImageWorker, [arguments] * config.workers, self._settings.device)
-        with closing(pool):
-            told = replace(making, faults=FaultCount(making.faults.limit), on_fault=None)
-            tasks = [
-                Task(((index, uids), told), len(uids), self.config.timeout * -(-len(uids) // making.lanes))
+    Every actor has its own model, scorers, judges and ``making.lanes``, and takes the next shard's jobs when it is
+    free. Records are returned to the runner, which writes them. An actor that dies or hangs is replaced and its jobs
+    are repeated. The first four arguments are those of :func:`maker`, the samplers pickled.
+
+    Raises:
+        WorkerError: when more than ``patience`` workers are lost over one chunk, or a worker cannot be started.
+    """
+    chunks: list[Chunk] = [
+        (index, tuple(job.uid for job in group)) for index, (_, groups) in enumerate(work) for group in groups
+    ]
+    if not chunks:
+        return
+    config = replace(config, workers=min(config.workers, len(chunks)))
+    jobs = work[0][0].jobs
+    prompts = list({job.prompt.prompt_id: job.prompt for job in jobs}.values())
+    seeds = list(dict.fromkeys(job.seed for job in jobs))
+    arguments = (samplers, settings, judges, prompts, seeds, work[0][0].identity)
+    pool = ActorPool(config, ImageWorker, [arguments] * config.workers, settings.device)
+    with closing(pool):
+        told = replace(making, faults=FaultCount(making.faults.limit), on_fault=None)
+        tasks = TaskRound(
+            pool,
+            "make",
+            [
+                Task(((index, uids), told), len(uids), config.timeout * -(-len(uids) // making.lanes))
                 for index, uids in chunks
-            ]
-            yield from self._shards(TaskRound(pool, "make", tasks), making)
-
-    @staticmethod
-    def _shards(tasks: TaskRound, making: Making) -> Iterator[Shard]:
+            ],
+        )
         made: ChunkResult
         for _, made in tasks.answers():
             tasks.stop(made.error)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from addiffusion_env import AdaptivePipeline
+from addiffusion_env.agents.learned import load_sampler
 from addiffusion_env.agents.make import make_policy
 from addiffusion_env.agents.policy_file import PolicyConfig
 from addiffusion_env.agents.rule_policy import MeasuredRule, RulePolicy, save_rules
@@ -71,7 +72,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def played(folder, emoji, scorers, prompts):
     """The policy and its process, images, and the decision process on a table of their attempts."""
-    policy = RulePolicy.from_run(folder)
+    policy = load_sampler(folder)
     policy.bind(emoji, scorers)
     process = policy.process(EnvSettings(refine="off").process(emoji.capabilities, emoji.name))
     images = [(prompt, 0) for prompt in prompts[:2]]
@@ -166,7 +167,7 @@ def test_what_a_rule_cannot_do_is_refused(folder, tmp_path):
     with pytest.raises(ConfigError, match="no network"):
         export_zip(folder, tmp_path / "rule.zip")
     with pytest.raises(ConfigError, match="calibrate this pipeline"):
-        RulePolicy.from_run(folder).check_fits("sd15", 768)
+        load_sampler(folder).check_fits("sd15", 768)
 
 
 def test_without_a_scorer_a_pipeline_exits_early_and_limits_guidance():

@@ -8,15 +8,11 @@ import numpy as np
 import pytest
 import rounding
 
-from addiffusion_env.agents.factory import (
-    env_state,
-    load_env_state,
-    make_rollouts,
-)
+from addiffusion_env.agents.checkpoints import env_state, load_env_state
+from addiffusion_env.agents.factory import make_rollouts
 from addiffusion_env.distributed import actor_pool
 from addiffusion_env.distributed.actor_pool import RayConfig, start_ray
-from addiffusion_env.distributed.lane_worker import thumbnail
-from addiffusion_env.distributed.ray_vec_env import Losses, RayVecEnv
+from addiffusion_env.distributed.ray_vec_env import Losses, RayVecEnv, thumbnail
 from addiffusion_env.envs.sb3_env import AdDiffusionVecEnv
 from addiffusion_env.errors import AdDiffusionError, ConfigError, ResumeError, WorkerError
 

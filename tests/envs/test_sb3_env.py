@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor
 
-from addiffusion_env.agents.factory import env_state, load_env_state, make_rollouts
+from addiffusion_env.agents.checkpoints import env_state, load_env_state
+from addiffusion_env.agents.factory import make_rollouts
 from addiffusion_env.envs.env import AdDiffusionEnv
 from addiffusion_env.envs.sb3_env import AdDiffusionVecEnv
 from addiffusion_env.envs.vector_env import AdDiffusionVectorEnv
