@@ -211,9 +211,9 @@ class AdaptivePipeline:
                 self.backbone, self.sampler, self._own, process, known, num_images_per_prompt, pipeline_kwargs
             )
         jobs = list(make_jobs(texts, seeds, num_images_per_prompt, read))
-        callback = callback_on_step_end, tuple(callback_on_step_end_tensor_inputs)
+        callback, tensors = callback_on_step_end, callback_on_step_end_tensor_inputs
         sampler, lanes = self._with_cost(cost_per_nfe, target_nfe), min(self.max_lanes, len(jobs))
-        made, counters = self._run(jobs, sampler, process, callback, return_trace, lanes)
+        made, counters = self._run(jobs, sampler, process, callback, tensors, return_trace, lanes)
         shown = tqdm(made, total=len(jobs), unit="image", **self._progress_bar_config)
         return collect(list(in_order(iter(shown))), output_type, counters.utilisation)
 
@@ -263,9 +263,9 @@ class AdaptivePipeline:
         check_output_type(output_type)
         self._refresh()
         jobs = make_jobs(prompts, seeds, num_images_per_prompt, self.backbone.traits.read_prompt)
-        callback = callback_on_step_end, tuple(callback_on_step_end_tensor_inputs)
+        callback, tensors = callback_on_step_end, callback_on_step_end_tensor_inputs
         sampler, lanes = self._with_cost(cost_per_nfe, target_nfe), self.max_lanes if max_lanes is None else max_lanes
-        made, counters = self._run(jobs, sampler, self.process, callback, return_trace, lanes, decode_batch)
+        made, counters = self._run(jobs, sampler, self.process, callback, tensors, return_trace, lanes, decode_batch)
         return ImageStream(made, counters, output_type, ordered)
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -300,15 +300,15 @@ class AdaptivePipeline:
         jobs: Iterable[Job],
         sampler: Sampler,
         process: ProcessConfig,
-        callback: tuple[StepCallback | None, Sequence[str]],
+        callback: StepCallback | None,
+        tensors: Sequence[str],
         return_trace: bool,
         max_lanes: int,
         decode_batch: int = 4,
     ) -> tuple[Generator[Generated, None, None], Counters]:
         """Finished images in order of completion, and the counters of the engine that generates them."""
-        function, tensors = callback
         check_tensors(tensors)
-        calls = None if function is None else partial(StepCalls, self, self.backbone, function, tensors)
+        calls = None if callback is None else partial(StepCalls, self, self.backbone, callback, tuple(tensors))
         engine = Engine(self.backbone, self.scorers, solver=process.solver, decider=sampler.decide)
         coroutines = (traced(job, sampler, process, self.backbone, calls, return_trace) for job in jobs)
         stream = engine.stream(coroutines, max_lanes, decode_batch)

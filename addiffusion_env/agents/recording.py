@@ -124,20 +124,15 @@ class Recording:
             RunFolderError: when a file cannot be written.
             WorkerError: when workers are lost more often than ``rollouts.patience``, or hold other models.
         """
-        folder, shard, images = self.folder / name, self.tabular.shard_size, [(prompt, 0) for prompt in prompts]
+        folder, size, images = self.folder / name, self.tabular.shard_size, [(prompt, 0) for prompt in prompts]
         recorder = recorder_of(self.settings, self.tabular.attempts)
-
-        def note(done: int) -> None:
-            print(f"recorded {done} of {len(prompts)} images, {self.tabular.attempts} attempts each", flush=True)
-
         if is_remote(self.rollouts):
-            shards = recorder.shards(images, folder, shard)
-            missing = [(chunk, path) for chunk, path in shards if not path.is_file()]
+            missing = [(chunk, path) for chunk, path in recorder.shards(images, folder, size) if not path.is_file()]
             if missing:
                 from addiffusion_env.agents.table_worker import record_in_workers  # loads Ray
 
                 record_in_workers(missing, recorder, self.settings, self.lanes, self.rollouts)
-        return recorder.record_shards(images, folder, self.lanes, shard, note)
+        return recorder.record_shards(images, folder, self.lanes, size)
 
     def table(self) -> AttemptTable:
         """The table of the run; see :meth:`record`."""

@@ -7,9 +7,8 @@ arrays in place of a network's weights (none for a rule that checks no image).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
 
 import numpy as np
 
@@ -23,36 +22,7 @@ from addiffusion_env.samplers.checked_attempts import Rule
 from addiffusion_env.samplers.traits import ScoresUsed, selected_by
 from addiffusion_env.scorers.image_scores import ImageScorers
 from addiffusion_env.scorers.utility import Calibrator, Utility
-from addiffusion_env.settings import Gt
-from addiffusion_env.tabular.rules import RuleOutcomes, best_rule
-
-
-@dataclass(frozen=True)
-class MeasuredRule(Rule):
-    """A rule and what it was measured to spend; its thresholds are log-odds of a correct image, as of a calibrator.
-
-    Attributes:
-        nfe: mean NFE on recorded attempts.
-        probability: mean calibrated probability of the images that it returned there; ``None`` where no image was
-            scored.
-    """
-
-    nfe: Annotated[float, Gt(0)] = field(kw_only=True)
-    probability: float | None = field(kw_only=True, default=None)
-
-    @classmethod
-    def from_outcomes(cls, played: RuleOutcomes) -> MeasuredRule:
-        """The rule of some outcomes with their means."""
-        return cls(**asdict(played.rule), nfe=played.nfe, probability=played.mean_probability)
-
-    @property
-    def mean_probability(self) -> float:
-        """The probability; 0 where no image was scored."""
-        return self.probability or 0.0
-
-    def entry(self) -> dict[str, Any]:
-        """As JSON; infinite thresholds, which are the defaults, are left out."""
-        return {name: value for name, value in asdict(self).items() if value is None or np.isfinite(value)}
+from addiffusion_env.tabular.rules import MeasuredRule, best_rule
 
 
 @dataclass

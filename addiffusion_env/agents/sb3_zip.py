@@ -91,7 +91,8 @@ def import_zip(path: str | Path, environment: Mapping[str, Any] | None = None, t
     Args:
         path: of the zip.
         environment: settings of the environment that it was trained on; not needed for a zip of :func:`export_zip`.
-        trust: whether the zip may be unpickled, which can run any code.
+        trust: whether the zip may be unpickled, which can run any code; only ``True`` itself counts. Policies
+            (safetensors and JSON) and checkpoints (tensors, numbers, strings) run no code and need no trust.
 
     Raises:
         ConfigError: without an environment, or for a policy with other observations than the environments here.
@@ -99,7 +100,11 @@ def import_zip(path: str | Path, environment: Mapping[str, Any] | None = None, t
         WeightsError: for a file that is missing, damaged or not an SB3 zip.
     """
     path = Path(path)
-    require_trust(path, trust)
+    if trust is not True:
+        raise UntrustedFileError(
+            f"{path} is a Stable-Baselines3 zip: loading it unpickles Python objects, which can run any code",
+            "pass trust=True if you made it yourself or know who did; policies saved by train_sb3.py need no trust",
+        )
     try:
         data, params, _ = load_from_zip_file(path, device="cpu")
         with zipfile.ZipFile(path) as archive:
@@ -121,26 +126,6 @@ def import_zip(path: str | Path, environment: Mapping[str, Any] | None = None, t
     except (KeyError, RuntimeError, TypeError) as error:
         raise WeightsError(f"the weights in {path} do not fit: {error}", "save the model again") from error
     return PolicySampler(network.eval(), config)
-
-
-def require_trust(path: Path | str, trust: bool) -> None:
-    """Refuses to open a file that can run code unless the caller has declared it trusted.
-
-    Policies (safetensors and JSON) and checkpoints (tensors, numbers, strings) run no code and need no trust. A zip of
-    Stable-Baselines3 does: its ``data`` holds pickled Python objects, and unpickling can run any code.
-
-    Args:
-        path: the file.
-        trust: value passed by the user; only ``True`` itself counts.
-
-    Raises:
-        UntrustedFileError: unless ``trust`` is ``True``, with the reason.
-    """
-    if trust is not True:
-        raise UntrustedFileError(
-            f"{path} is a Stable-Baselines3 zip: loading it unpickles Python objects, which can run any code",
-            "pass trust=True if you made it yourself or know who did; policies saved by train_sb3.py need no trust",
-        )
 
 
 def of_model(model: BaseAlgorithm) -> PolicySampler:

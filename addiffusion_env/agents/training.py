@@ -186,8 +186,8 @@ def remember_config(folder: Path, config: Mapping[str, Any], resume: bool) -> No
         RunFolderError: when it cannot be written.
     """
     path = folder / "config.json"
-    if resume and path.is_file() and has_begun(folder):
-        old = renamed(_remembered(path), note=False)
+    if (stored := _remembered(path, resume)) is not None:
+        old = renamed(stored, note=False)
         before, now = (
             {key: value for key, value in made.items() if key not in (*MAY_CHANGE, *REMOVED) and value is not None}
             for made in (old, config)
@@ -223,8 +223,8 @@ def hold_to_identity(folder: Path, env: VecMonitor, resume: bool) -> dict[str, A
                 "give all machines the same weights, packages and kind of device",
             )
     path = folder / IDENTITY_FILE
-    if resume and path.is_file() and has_begun(folder):
-        lines = identity_differences(_remembered(path), found)
+    if (stored := _remembered(path, resume)) is not None:
+        lines = identity_differences(stored, found)
         mild = [line for line in lines if line.startswith("packages.") or line.partition(": ")[0].endswith(".device")]
         if len(mild) < len(lines):
             raise ResumeError(
@@ -237,8 +237,10 @@ def hold_to_identity(folder: Path, env: VecMonitor, resume: bool) -> dict[str, A
     return found
 
 
-def _remembered(path: Path) -> dict[str, Any]:
-    """What a run has stored in a file."""
+def _remembered(path: Path, resume: bool) -> dict[str, Any] | None:
+    """What a run that is resumed has stored in a file; ``None`` where there is nothing to go on from."""
+    if not (resume and path.is_file() and has_begun(path.parent)):
+        return None
     try:
         return read_json(path)
     except WeightsError as error:

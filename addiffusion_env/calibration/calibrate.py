@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 from addiffusion_env import __version__
 from addiffusion_env.agents.learned import load_sampler
 from addiffusion_env.agents.policy_file import FRONTIER_OF, PolicyConfig
-from addiffusion_env.agents.rule_policy import MeasuredRule, save_rules
+from addiffusion_env.agents.rule_policy import save_rules
 from addiffusion_env.agents.untrained import DECISIONS, SCHEDULE, default_settings, scorers_there
 from addiffusion_env.backbones.base import Backbone
 from addiffusion_env.backbones.fingerprint import digest_of
@@ -44,7 +44,7 @@ from addiffusion_env.scorers.image_scores import ImageScorers, NoScorers
 from addiffusion_env.seeding import stable_hash
 from addiffusion_env.tabular.mdp import Transitions
 from addiffusion_env.tabular.recorder import Recorder
-from addiffusion_env.tabular.rules import costs_of
+from addiffusion_env.tabular.rules import MeasuredRule, costs_of
 from addiffusion_env.tabular.table import AttemptTable
 
 SEEDS = 8
@@ -265,7 +265,7 @@ class _Run:
                     break
                 bar.total = min(len(images), first + shard * max(1, round((limit - progress.spent) / (pace * shard))))
                 begun = time.monotonic()
-                parts.append(recorder.record_shards(chunk, path.parent, self.lanes, len(chunk)))
+                parts.append(recorder.shard(chunk, path, self.lanes))
                 if new:
                     progress.add(len(chunk), time.monotonic() - begun)
                     pace = progress.pace or pace
@@ -294,7 +294,7 @@ class _Run:
             about = "no prompt: no scorer was there"
         else:
             measured = measured_rules(table, Transitions.of(self.backbone, self.process))
-            rules = best_at_some_cost([MeasuredRule.from_outcomes(one) for one in measured])
+            rules = best_at_some_cost([one.measured() for one in measured])
             costs, calibrator = costs_of(rules), fit(table)
             about = f"{len(table)} recorded images, judged by calibrators that were fitted to other prompts"
         made = {"kind": "calibrated rule" if calibrator else "early exit", "prompts": len(table) if table else 0}

@@ -9,7 +9,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar
 
 from addiffusion_env.config import removed_in
@@ -36,7 +36,8 @@ class RayConfig(Settings):
 
     Attributes:
         workers: number of actors.
-        cpus: cores (and torch threads) per worker; ``None`` divides the cluster's cores.
+        cpus: cores (and torch threads) per worker; ``None`` divides the cluster's cores; below 1 if there are fewer
+            cores than workers.
         gpus: GPUs per worker, a fraction to share one; ``None`` divides the cluster's GPUs, at most one each.
         timeout: seconds after which a worker that has not answered counts as hung.
         start_timeout: seconds for a worker to start and load its weights.
@@ -61,6 +62,11 @@ class RayConfig(Settings):
         kept = {key: value for key, value in given.items() if key != "kind"} if isinstance(given, Mapping) else given
         return super().of(kept)
 
+    @property
+    def threads(self) -> int:
+        """Number of torch threads of a worker."""
+        return max(1, int(self.cpus or 1))
+
     def shares(self, lanes: int) -> list[range]:
         """The lanes of each worker: consecutive ranges whose sizes differ by at most one.
 
@@ -77,21 +83,6 @@ class RayConfig(Settings):
         size, more = divmod(lanes, self.workers)
         starts = [index * size + min(index, more) for index in range(self.workers + 1)]
         return [range(*pair) for pair in zip(starts[:-1], starts[1:], strict=True)]
-
-
-@dataclass(frozen=True)
-class Resources:
-    """The resources of one worker.
-
-    Attributes:
-        cpus: cores reserved by Ray; below 1 if there are fewer cores than workers.
-        gpus: GPUs reserved by Ray.
-        threads: number of torch threads.
-    """
-
-    cpus: float
-    gpus: float
-    threads: int
 
 
 class LostWorkerError(Exception):
@@ -202,28 +193,29 @@ def start_ray(config: RayConfig) -> bool:
     return True
 
 
-def resources_of(config: RayConfig, resources: Mapping[str, float], device: str = "auto") -> Resources:
-    """Divides the resources of a cluster among the workers.
+def with_shares(config: RayConfig, resources: Mapping[str, float], device: str = "auto") -> RayConfig:
+    """The configuration with the cores and GPUs of each worker, where they are not given: equal shares of a cluster's.
 
     Args:
         config: the configuration.
         resources: Ray's ``CPU`` and ``GPU`` of the whole cluster.
         device: the environment's device; ``cpu`` needs no GPU.
 
-    >>> resources_of(RayConfig(workers=2), {"CPU": 16, "GPU": 1})
-    Resources(cpus=8.0, gpus=0.5, threads=8)
-    >>> resources_of(RayConfig(workers=4), {"CPU": 2})
-    Resources(cpus=0.5, gpus=0.0, threads=1)
+    >>> shared = with_shares(RayConfig(workers=2), {"CPU": 16, "GPU": 1})
+    >>> shared.cpus, shared.gpus, shared.threads
+    (8.0, 0.5, 8)
+    >>> shared = with_shares(RayConfig(workers=4), {"CPU": 2})
+    >>> shared.cpus, shared.gpus, shared.threads
+    (0.5, 0.0, 1)
     """
-    cpus = config.cpus
+    cpus, gpus = config.cpus, config.gpus
     if cpus is None:
         cpus = resources.get("CPU", 1.0) / config.workers
         cpus = float(math.floor(cpus)) if cpus >= 1 else math.floor(cpus * 1000) / 1000
-    gpus = config.gpus
     if gpus is None:
         gpus = 0.0 if device == "cpu" else min(1.0, resources.get("GPU", 0.0) / config.workers)
         gpus = math.floor(gpus * 1000) / 1000
-    return Resources(cpus, gpus, max(1, int(cpus)))
+    return replace(config, cpus=cpus, gpus=gpus)
 
 
 class ActorPool:
@@ -233,7 +225,7 @@ class ActorPool:
         config: number of workers and their resources.
         kind: a subclass of :class:`BaseWorker` with ``setup(threads, *arguments)``, whose errors are raised here.
         arguments: the arguments of each worker's ``setup``.
-        device: see :func:`resources_of`.
+        device: see :func:`with_shares`.
 
     Raises:
         MissingPackageError: if Ray is not installed.
@@ -243,10 +235,9 @@ class ActorPool:
     def __init__(
         self, config: RayConfig, kind: type[BaseWorker], arguments: Sequence[tuple[Any, ...]], device: str = "auto"
     ) -> None:
-        self.config = config
         self._ours = start_ray(config)
         self._ray = import_ray()
-        self.resources = resources_of(config, self._ray.cluster_resources(), device)
+        self.config = with_shares(config, self._ray.cluster_resources(), device)
         self._actor = self._ray.remote(kind)
         self._arguments = list(arguments)
         self.actors: list[Actor] = []
@@ -264,12 +255,12 @@ class ActorPool:
 
     def _create(self) -> Any:
         # Ray must not restart an actor itself: a new one must be set up, and its lanes reset, before it is called.
-        options = {"num_cpus": self.resources.cpus, "num_gpus": self.resources.gpus, "max_restarts": 0}
+        options = {"num_cpus": self.config.cpus, "num_gpus": self.config.gpus, "max_restarts": 0}
         return self._actor.options(**options, scheduling_strategy="SPREAD").remote()
 
     def _set_up(self, actor: Actor, index: int) -> tuple[Any, Any]:
         arguments = self._arguments[index]
-        started = actor.handle.start.remote(loaded_plugins(), self.resources.threads, *arguments)
+        started = actor.handle.start.remote(loaded_plugins(), self.config.threads, *arguments)
         return actor.handle.where.remote(), started
 
     def _settle(self, actor: Actor, refs: tuple[Any, Any]) -> None:
@@ -281,7 +272,7 @@ class ActorPool:
 
     def _warn_waiting(self) -> None:
         """Warns why a worker may not have started: Ray waits silently for resources that are in use."""
-        wanted = {"CPU": self.resources.cpus, "GPU": self.resources.gpus}
+        wanted = {"CPU": self.config.cpus, "GPU": self.config.gpus}
         free = self._ray.available_resources()
         needs = ", ".join(f"{need:g} {name} ({free.get(name, 0.0):g} free)" for name, need in wanted.items() if need)
         warnings.warn(

@@ -81,7 +81,8 @@ class LaneWorker(BaseWorker):
 
     def step(self, actions: np.ndarray) -> Lanes:
         """Takes one action in every lane; a lane whose episode ends begins its next one."""
-        observation, reward, done, infos = self.env.step(actions)
+        self.env.step_async(actions)
+        observation, reward, done, infos = self.env.step_wait()
         begun = {int(lane): _reduced(dict(self.env.reset_infos[lane])) for lane in np.flatnonzero(done)}
         return Lanes(observation, [_reduced(info) for info in infos], self.env.action_masks(), reward, done, begun)
 

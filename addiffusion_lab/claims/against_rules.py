@@ -84,11 +84,8 @@ def record_judged(
     def verdicts(images: Sequence[torch.Tensor], of: Sequence[Prompt]) -> list[bool]:
         return [bool(value) for value in scorer.score(torch.stack(list(images)), list(of))]
 
-    def note(done: int) -> None:
-        print(f"recorded {done} of {len(prompts)} prompts", flush=True)
-
     recorder = replace(recorder_of(settings, attempts), judge=verdicts, **more)
-    return recorder.record_shards([(prompt, 0) for prompt in prompts], folder, lanes, note=note)
+    return recorder.record_shards([(prompt, 0) for prompt in prompts], folder, lanes)
 
 
 def study(runs: Sequence[Path], test: AttemptTable) -> Study:

@@ -11,7 +11,7 @@ from addiffusion_env import AdaptivePipeline
 from addiffusion_env.agents.learned import load_sampler
 from addiffusion_env.agents.make import make_policy
 from addiffusion_env.agents.policy_file import PolicyConfig
-from addiffusion_env.agents.rule_policy import MeasuredRule, RulePolicy, save_rules
+from addiffusion_env.agents.rule_policy import RulePolicy, save_rules
 from addiffusion_env.agents.sb3_zip import export_zip
 from addiffusion_env.agents.untrained import (
     default_interval,
@@ -32,7 +32,7 @@ from addiffusion_env.samplers.checked_attempts import Rule
 from addiffusion_env.scorers.utility import Calibrator, calibrator_of
 from addiffusion_env.tabular.mdp import TabularMDP, Transitions
 from addiffusion_env.tabular.recorder import Recorder
-from addiffusion_env.tabular.rules import best_rule, costs_of, play_rule
+from addiffusion_env.tabular.rules import MeasuredRule, best_rule, costs_of, play_rule
 from addiffusion_lab.tiny_pipelines import ZOO
 
 PROCESS = {

@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -225,7 +226,7 @@ def test_a_worker_lost_between_steps_is_replaced_in_the_next_step():
 def test_a_worker_that_is_lost_repeatedly_is_an_error():
     env = remote(1, patience=1)
     env.reset()
-    env.pool.config = RayConfig(workers=1, timeout=0.001, patience=1)  # no worker is that fast
+    env.pool.config = replace(env.pool.config, timeout=0.001, patience=1)  # no worker is that fast
     with pytest.raises(WorkerError, match=r"worker 0 was lost 2 times in a row, the last time it hung"):
         env.step(np.array([0, 0, 0, 0]))
     env.close()

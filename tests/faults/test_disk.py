@@ -20,8 +20,8 @@ from addiffusion_env.agents import training
 from addiffusion_env.agents.callbacks import Checkpointer
 from addiffusion_env.agents.checkpoints import Snapshot, checkpoints, read_latest, restore
 from addiffusion_env.agents.factory import make_rollouts
-from addiffusion_env.agents.sb3_zip import require_trust
-from addiffusion_env.errors import ResumeError, RunFolderError, UntrustedFileError
+from addiffusion_env.agents.sb3_zip import import_zip
+from addiffusion_env.errors import ResumeError, RunFolderError, UntrustedFileError, WeightsError
 from addiffusion_env.files import whole_file
 
 ENV = {"steps": 2, "refine": "off"}
@@ -199,8 +199,9 @@ def test_a_zip_of_sb3_needs_trust_to_be_explicit(trust, tmp_path):
     with pytest.raises(
         UntrustedFileError, match="unpickles Python objects, which can run any code\n  -> pass trust=True"
     ):
-        require_trust(tmp_path / "model.zip", trust)
-    require_trust(tmp_path / "model.zip", True)
+        import_zip(tmp_path / "model.zip", trust=trust)
+    with pytest.raises(WeightsError, match="no readable zip"):  # it is opened
+        import_zip(tmp_path / "model.zip", trust=True)
 
 
 def test_a_file_is_whole_or_not_there(tmp_path):
