@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import functools
-import json
 import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -276,28 +275,6 @@ def dotted_values(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]
         else:
             found[f"{prefix}{key}"] = value
     return found
-
-
-def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """The differences between two nested configurations: each key in Hydra's dotted form, with both values.
-
-    >>> list(differences({"a": 1, "b": {"c": 2, "d": 3}}, {"a": 1, "b": {"c": 4, "d": 3}, "e": None}))
-    ['b.c: 2 -> 4', 'e: (none) -> null']
-    """
-    for key in {**old, **new}:
-        before, after = old.get(key, _ABSENT), new.get(key, _ABSENT)
-        if isinstance(before, Mapping) and isinstance(after, Mapping):
-            yield from differences(before, after, f"{prefix}{key}.")
-        elif before != after:
-            yield f"{prefix}{key}: {_written(before)} -> {_written(after)}"
-
-
-_ABSENT = object()
-
-
-def _written(value: Any) -> str:
-    """A value as JSON, which is valid YAML; ``(none)`` for a missing one."""
-    return "(none)" if value is _ABSENT else json.dumps(value, default=str)
 
 
 def friendly(main: Callable[..., Any]) -> Callable[..., Any]:

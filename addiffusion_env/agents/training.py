@@ -29,9 +29,8 @@ from addiffusion_env.agents.policy import describe_network
 from addiffusion_env.agents.policy_file import FRONTIER_OF, PolicyConfig, describe_policy, load_config, save_policy
 from addiffusion_env.agents.recording import TabularConfig
 from addiffusion_env.backbones.fingerprint import digest_of
-from addiffusion_env.backbones.identity import difference_words, listed
-from addiffusion_env.backbones.identity import differences as identity_differences
-from addiffusion_env.config import REMOVED, check_removed, differences, renamed
+from addiffusion_env.backbones.identity import difference_words, differences, listed
+from addiffusion_env.config import REMOVED, check_removed, renamed
 from addiffusion_env.errors import ConfigError, ResumeError, RunFolderError, WeightsError, WorkerError
 from addiffusion_env.files import read_json, write_text
 from addiffusion_env.settings import Ge, Settings
@@ -192,10 +191,9 @@ def remember_config(folder: Path, config: Mapping[str, Any], resume: bool) -> No
             {key: value for key, value in made.items() if key not in (*MAY_CHANGE, *REMOVED) and value is not None}
             for made in (old, config)
         )
-        changed = list(differences(before, now))
-        if changed:
+        if changed := differences(before, now):
             raise ResumeError(
-                f"run {folder} was made with another configuration ({'; '.join(changed)})",
+                f"run {folder} was made with another configuration ({listed(changed)})",
                 "put those keys back, choose another run_dir, or delete the folder to start again",
             )
     write_text(path, json.dumps(dict(config), indent=2))
@@ -224,7 +222,7 @@ def hold_to_identity(folder: Path, env: VecMonitor, resume: bool) -> dict[str, A
             )
     path = folder / IDENTITY_FILE
     if (stored := _remembered(path, resume)) is not None:
-        lines = identity_differences(stored, found)
+        lines = differences(stored, found)
         mild = [line for line in lines if line.startswith("packages.") or line.partition(": ")[0].endswith(".device")]
         if len(mild) < len(lines):
             raise ResumeError(

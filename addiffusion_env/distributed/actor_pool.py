@@ -12,6 +12,9 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar
 
+import torch
+
+from addiffusion_env.backbones.identity import difference_words
 from addiffusion_env.config import removed_in
 from addiffusion_env.errors import ConfigError, MissingPackageError, WorkerError
 from addiffusion_env.plugins import load_plugins, loaded_plugins
@@ -119,7 +122,7 @@ class BaseWorker:
     """Base class of all actors.
 
     Attributes:
-        setup: initialises the worker; its first argument is the number of torch threads.
+        setup: initialises the worker.
     """
 
     setup: Callable[..., None]
@@ -130,10 +133,24 @@ class BaseWorker:
 
         return os.getpid(), ray.get_runtime_context().get_node_id()
 
-    def start(self, plugins: Sequence[str], *arguments: Any) -> None:
-        """Imports the plugins of the parent process, then calls ``setup``."""
+    def start(self, plugins: Sequence[str], threads: int, *arguments: Any) -> None:
+        """Imports the plugins of the parent process, sets the number of torch threads, then calls ``setup``."""
         load_plugins(plugins)
+        torch.set_num_threads(threads)
         self.setup(*arguments)
+
+    @staticmethod
+    def check_identity(planned: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+        """Checks that a worker holds what the process that asks holds: its results would be labelled incorrectly.
+
+        Raises:
+            WorkerError: when it has other weights, precision or packages.
+        """
+        if own != planned:
+            raise WorkerError(
+                f"a Ray worker would generate other images than planned: {difference_words(planned, own)}",
+                "give all machines the same weights and packages, and set the device and the dtype",
+            )
 
 
 def import_ray() -> Any:
@@ -223,7 +240,7 @@ class ActorPool:
 
     Args:
         config: number of workers and their resources.
-        kind: a subclass of :class:`BaseWorker` with ``setup(threads, *arguments)``, whose errors are raised here.
+        kind: a subclass of :class:`BaseWorker`, the errors of whose ``setup`` are raised here.
         arguments: the arguments of each worker's ``setup``.
         device: see :func:`with_shares`.
 

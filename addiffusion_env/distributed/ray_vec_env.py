@@ -9,7 +9,6 @@ from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from PIL import Image
 
 from addiffusion_env.distributed.actor_pool import ActorPool, BaseWorker, LostWorkerError, RayConfig
@@ -54,15 +53,8 @@ class LaneWorker(BaseWorker):
 
     env: AdDiffusionVecEnv
 
-    def setup(self, threads: int, settings: Mapping[str, Any], lanes: int) -> None:
-        """Loads the model.
-
-        Args:
-            threads: number of torch threads in this process.
-            settings: keyword arguments of the environment.
-            lanes: number of lanes.
-        """
-        torch.set_num_threads(threads)
+    def setup(self, settings: Mapping[str, Any], lanes: int) -> None:
+        """Loads the model; ``settings`` are keyword arguments of the environment."""
         self.env = AdDiffusionVecEnv(lanes, **settings)
 
     def begin(self, places: Sequence[tuple[int, int]], options: Sequence[Mapping[str, Any]]) -> Lanes:

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import torch
-
 from addiffusion_env.agents.factory import is_remote
 from addiffusion_env.backbones.devices import resolve_device
-from addiffusion_env.backbones.identity import difference_words
 from addiffusion_env.distributed.actor_pool import ActorPool, BaseWorker, RayConfig, import_ray
 from addiffusion_env.distributed.task_round import Task, TaskRound
 from addiffusion_env.engine.lane import Fault, FaultCount
 from addiffusion_env.envs.settings import EnvSettings, load_backbone, load_scorers
-from addiffusion_env.errors import AdDiffusionError, WorkerError
+from addiffusion_env.errors import AdDiffusionError
 from addiffusion_env.evaluation.judges import Judges
 from addiffusion_env.evaluation.records import Job
 from addiffusion_env.evaluation.runner import EvaluationContext, Maker, Making, Shard, Work, in_turn, plan
@@ -28,19 +25,8 @@ Chunk = tuple[int, tuple[str, ...]]
 """Index of a sampler, and the uids of the jobs that are sent to a worker together: the images of a shard."""
 
 
-@dataclass(frozen=True)
-class ChunkResult:
-    """Result of a chunk.
-
-    Attributes:
-        shard: the finished records.
-        dropped: (job, reason) of each image that was left out.
-        error: the error that ended it early, or ``None``.
-    """
-
-    shard: Shard
-    dropped: tuple[tuple[Job, Fault], ...]
-    error: AdDiffusionError | None = None
+ChunkResult = tuple[Shard, list[tuple[Job, Fault]], AdDiffusionError | None]
+"""Finished records of a chunk, (job, reason) of each image that was left out, and the error that ended it early."""
 
 
 class ImageWorker(BaseWorker):
@@ -48,7 +34,6 @@ class ImageWorker(BaseWorker):
 
     def setup(
         self,
-        threads: int,
         samplers: bytes,
         settings: EnvSettings,
         judges: Sequence[str],
@@ -56,24 +41,13 @@ class ImageWorker(BaseWorker):
         seeds: Sequence[int],
         identity: Mapping[str, Any],
     ) -> None:
-        """Loads everything, and plans as the runner did: uids are the same by construction.
-
-        Raises:
-            WorkerError: when it has other weights, precision or packages than the runner: its records would be
-                labelled incorrectly.
-        """
-        torch.set_num_threads(threads)
+        """Loads everything, and plans as the runner did: uids are the same by construction."""
         backbone = load_backbone(settings)
         process = settings.process(backbone.capabilities, backbone.name)
         held_out = Judges.of(judges, resolve_device(settings.device))
         self.context = EvaluationContext(backbone, load_scorers(backbone, settings.scorers), process, held_out)
         self.plans = plan(import_ray().cloudpickle.loads(samplers), prompts, seeds, self.context)
-        own = self.plans[0].identity
-        if own != identity:
-            raise WorkerError(
-                f"a Ray worker would generate other images than planned: {difference_words(identity, own)}",
-                "give all machines the same weights and packages, and set device= and dtype=",
-            )
+        self.check_identity(identity, self.plans[0].identity)
         self.jobs = [{job.uid: job for job in entry.jobs} for entry in self.plans]
 
     def make(self, chunk: Chunk, making: Making) -> ChunkResult:
@@ -87,8 +61,8 @@ class ImageWorker(BaseWorker):
             for part in in_turn([(self.plans[sampler], [jobs])], self.context, making):
                 shard += part
         except AdDiffusionError as error:
-            return ChunkResult(shard, tuple(dropped), error)
-        return ChunkResult(shard, tuple(dropped))
+            return shard, dropped, error
+        return shard, dropped, None
 
 
 def maker(
@@ -152,14 +126,10 @@ def in_actors(
                 for index, uids in chunks
             ],
         )
-        made: ChunkResult
-        for _, made in tasks.answers():
-            tasks.stop(made.error)
-            for job, fault in made.dropped:
-                try:
-                    making.faults.drop(fault.error)  # the limit applies to all workers together
-                except AdDiffusionError as error:
-                    tasks.stop(error)
+        for _, (shard, dropped, error) in tasks.answers():
+            tasks.stop(error)
+            tasks.drop((fault.error for _, fault in dropped), making.faults)
+            for job, fault in dropped:
                 making.left_out(job, fault)
-            if made.shard:
-                yield made.shard
+            if shard:
+                yield shard

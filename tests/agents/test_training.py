@@ -157,7 +157,7 @@ def test_of_a_changed_configuration_only_the_changed_keys_are_shown(tmp_path):
     changed = {**run, "env": {**run["env"], "steps": 5, "refine": {"preset": "resample_keep_best", "limit": 2}}}
     with pytest.raises(ResumeError) as caught:
         training.remember_config(tmp_path, changed, resume=True)
-    assert "configuration (env.steps: 6 -> 5; env.refine.limit: (none) -> 2)" in caught.value.cause
+    assert "configuration (env.steps: 6 -> 5; env.refine.limit: nothing -> 2)" in caught.value.cause
 
 
 def test_an_unwritable_run_folder(tmp_path):

@@ -102,7 +102,7 @@ def test_a_worker_with_other_weights_or_packages_is_refused(context, prompts):
     """Its records would not be of the model that they say."""
     samplers = [make_sampler("fixed:2")]
     planned = plan(samplers, prompts[:1], [0], context)[0].identity
-    arguments = (1, ray.cloudpickle.dumps(samplers), SETTINGS, JUDGES, prompts[:1], [0])
+    arguments = (ray.cloudpickle.dumps(samplers), SETTINGS, JUDGES, prompts[:1], [0])
     ImageWorker().setup(*arguments, planned)
     other = {**planned, "packages": {**planned["packages"], "diffusers": "0.1"}}
     with pytest.raises(WorkerError, match=r"than planned: packages\.diffusers: 0\.1"):
