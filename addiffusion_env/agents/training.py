@@ -19,7 +19,6 @@ from addiffusion_env import __version__
 from addiffusion_env.agents.algorithms import (
     algorithm_settings,
     check_algorithm,
-    check_group,
     make_model,
     table_settings,
 )
@@ -122,9 +121,8 @@ def algorithm_and_table(
         ConfigError: for settings that are unknown or would not take effect.
     """
     name = config["algorithm"]
-    chosen = algorithm_settings(name, config["ppo"], config["algorithm_kwargs"])
+    chosen = algorithm_settings(name, config["ppo"], config["algorithm_kwargs"], overrides)
     check_algorithm(name, chosen)
-    check_group(name, overrides)
     if config["tabular"] is None:
         return chosen, None
     tabular = TabularConfig.of(config["tabular"])
