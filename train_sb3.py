@@ -35,14 +35,13 @@ def train(config: dict[str, Any], overrides: Iterable[str] = ()) -> tuple[Path, 
         overrides: which of them were given on the command line, and must therefore take effect.
     """
     from addiffusion_env.agents.algorithms import log_interval
-    from addiffusion_env.agents.callbacks import Checkpointer, EpisodeLog, WorkerLog
-    from addiffusion_env.agents.factory import make_rollouts, total_lanes
-    from addiffusion_env.agents.table_stages import train_on_table, with_calibrator
-    from addiffusion_env.agents.tabular_training import held_out_frontier, make_mdp, record_table
+    from addiffusion_env.agents.callbacks import Checkpointer, EpisodeLog
+    from addiffusion_env.agents.factory import make_rollouts
+    from addiffusion_env.agents.recording import Recording
+    from addiffusion_env.agents.tabular_training import held_out_frontier, make_mdp, train_on_table
     from addiffusion_env.agents.training import (
         TrainingConfig,
         algorithm_and_table,
-        attach_logger,
         export_policy,
         exported_at,
         has_begun,
@@ -51,10 +50,8 @@ def train(config: dict[str, Any], overrides: Iterable[str] = ()) -> tuple[Path, 
         remember_config,
         resume_or_make,
         run_folder,
-        wants_resume,
     )
     from addiffusion_env.engine.lanes import lanes_of
-    from addiffusion_env.envs.settings import EnvSettings
     from addiffusion_env.errors import ResumeError
     from addiffusion_env.files import writing_to
     from eval_sb3 import check_report
@@ -62,11 +59,10 @@ def train(config: dict[str, Any], overrides: Iterable[str] = ()) -> tuple[Path, 
     started = time.monotonic()
     config = with_plugins(renamed(config), [config["run_dir"]] if config["resume"] == "auto" else [])
     check_report(config["report"], str(config["run_dir"]))  # now, not after minutes of training
-    config = {**config, "lanes": total_lanes(config)}
     TrainingConfig.of(config)
     algorithm = config["algorithm"]
     chosen, tabular = algorithm_and_table(config, overrides)
-    resume = wants_resume(config["resume"])
+    resume = config["resume"] == "auto"
     folder = run_folder(config["run_dir"])
     if not resume and has_begun(folder):
         raise ResumeError(
@@ -77,18 +73,19 @@ def train(config: dict[str, Any], overrides: Iterable[str] = ()) -> tuple[Path, 
 
     lanes, halve = lanes_of(config["lanes"])
     told = {**config["env"], "max_faults": config["max_faults"], "halve_lanes": halve}
-    told = with_calibrator(told, tabular, folder, lanes, config["rollouts"])
+    recording = None
+    if tabular is not None:
+        recording = Recording(told, tabular, folder, lanes, config["rollouts"]).with_calibrator()
+        told = dict(recording.environment)
     live = config["rollouts"] if config["total_timesteps"] else {"kind": "local"}
-    env = make_rollouts(live, config["vec_env"], lanes, config["seed"], told)
+    env = make_rollouts(live, lanes, config["seed"], told)
     identity = hold_to_identity(folder, env, resume)
     model, state = resume_or_make(algorithm, env, chosen, config["seed"], config["device"], folder, resume)
-    attach_logger(model, folder)
     mdp = None
-    if tabular is not None:
-        settings = EnvSettings.of(**told)
-        mdp = make_mdp(record_table(settings, tabular, folder / "table", lanes, config["rollouts"]), settings)
+    if recording is not None:
+        mdp = make_mdp(recording.table(), recording.settings)
         if state is None:
-            train_on_table(model, mdp, settings, tabular, algorithm, config["seed"], folder, config["device"])
+            train_on_table(model, mdp, recording, algorithm, config["seed"], config["device"])
     begun = "training from" if state is None else "resumed at"
     print(f"{begun} decision {model.num_timesteps} of {config['total_timesteps']}")
     print(f"TensorBoard: tensorboard --logdir {folder / 'tensorboard'}", flush=True)
@@ -99,10 +96,10 @@ def train(config: dict[str, Any], overrides: Iterable[str] = ()) -> tuple[Path, 
     remaining = config["total_timesteps"] - model.num_timesteps
     if remaining > 0:
         try:
-            remote = [WorkerLog()] if live["kind"] == "ray" else []
-            callbacks, bar = [log, checkpointer, *remote], config["progress_bar"]
+            bar = config["progress_bar"]
             with writing_to(folder):
-                model.learn(remaining, callbacks, log_interval(model), reset_num_timesteps=False, progress_bar=bar)
+                every = log_interval(model)
+                model.learn(remaining, [log, checkpointer], every, reset_num_timesteps=False, progress_bar=bar)
         except (Exception, SystemExit):  # a SLURM launcher ends a job that runs out of time by SystemExit
             checkpointer.rescue()
             raise
@@ -112,9 +109,8 @@ def train(config: dict[str, Any], overrides: Iterable[str] = ()) -> tuple[Path, 
     policy = folder / "policy"
     if remaining > 0 or exported_at(policy) != model.num_timesteps:  # the last run may have been killed in between
         measured = log.frontier(), "episodes of the training itself"
-        if mdp is not None and tabular is not None:
-            known = (log.prompt_ids, config["rollouts"])
-            measured = held_out_frontier(model.policy, mdp, settings, tabular, folder, lanes, *known)
+        if mdp is not None and recording is not None:
+            measured = held_out_frontier(model.policy, mdp, recording, log.prompt_ids)
         kept = {key: value for key, value in told.items() if key not in ("max_faults", "halve_lanes")}
         export_policy(policy, model, {**config, "env": kept}, *measured, identity)
     print(f"trained in {time.monotonic() - started:.0f} s; policy: {policy}", flush=True)
@@ -123,10 +119,9 @@ def train(config: dict[str, Any], overrides: Iterable[str] = ()) -> tuple[Path, 
 
 def report(folder: Path, config: dict[str, Any]) -> None:
     """Plays the policy and fixed-step comparators on test prompts and writes the report."""
-    from addiffusion_env.agents.factory import total_lanes
     from eval_sb3 import evaluate_run
 
-    evaluate_run(folder, config["report"], max_lanes=total_lanes(config), rollouts=config["rollouts"])
+    evaluate_run(folder, config["report"], max_lanes=config["lanes"], rollouts=config["rollouts"])
 
 
 @hydra.main(**version_base(), config_path="configs", config_name="train")

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import functools
-import json
 import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,15 @@ HYDRA_FLAGS = re.compile(r"^(-|[~+]*hydra[./=])")
 PLAN_FLAG = "--plan"
 """Written for ``plan=true``: Hydra has its own flags only."""
 
-REMOVED = {"warm_start": "leave it out: training begins with PPO, on recorded attempts first where there is a table"}
+REMOVED = {
+    "warm_start": "leave it out: training begins with PPO, on recorded attempts first where there is a table",
+    "vec_env": "leave it out: lanes share one model; rollouts=ray spreads them over processes, GPUs and machines",
+    "rollouts.lanes": "write lanes=VALUE",
+    "rollouts.thumbnails": "leave it out: workers send images of at most 64 pixels a side",
+    "rollouts.object_store_mb": "leave it out: a local Ray gets 200 MiB; set up a cluster of your own for more",
+    "tabular.prompt_seed": "leave it out: the prompts of a table are always the same",
+    "tabular.watch_every": "leave it out: the policy is measured on its table every ten updates",
+}
 """Keys of earlier versions -> what to do instead."""
 
 RENAMED = {
@@ -84,7 +91,7 @@ def check_overrides(config_dir: Path, config_name: str, overrides: Iterable[str]
     from omegaconf.errors import OmegaConfBaseException
 
     overrides = list(overrides)
-    check_removed(re.split(r"[.=]", item.lstrip("+~"), maxsplit=1)[0] for item in overrides)
+    check_removed(item.lstrip("+~").partition("=")[0] for item in overrides)
     wanted = [item for item in overrides if not HYDRA_FLAGS.match(item)]
     sweep = any(item in ("-m", "--multirun") for item in overrides)
     if sweep:  # a sweep's comma lists are not one configuration
@@ -102,14 +109,20 @@ def check_overrides(config_dir: Path, config_name: str, overrides: Iterable[str]
 
 
 def check_removed(keys: Iterable[str]) -> None:
-    """Checks for keys that have been removed.
+    """Checks for keys, in Hydra's dotted form, that have been removed.
 
     Raises:
         ConfigError: for such a key, with what to do instead.
     """
     for key in keys:
-        if key in REMOVED:
-            raise ConfigError(f"the key {key!r} no longer exists", REMOVED[key])
+        for old, remedy in REMOVED.items():
+            if key == old or key.startswith(f"{old}."):
+                raise ConfigError(f"the key {old!r} no longer exists", remedy)
+
+
+def removed_in(section: str) -> dict[str, str]:
+    """The removed keys of a section, for :attr:`.Settings.retired`."""
+    return {key.partition(".")[2]: remedy for key, remedy in REMOVED.items() if key.startswith(f"{section}.")}
 
 
 def renamed_overrides(overrides: Iterable[str]) -> list[str]:
@@ -180,7 +193,7 @@ def _check_experiments(base: Mapping[str, Any], overrides: list[str], config_dir
     for item in overrides:
         if item.startswith("experiment=") and _option_exists(config_dir, item):
             own = OmegaConf.load(config_dir / "experiment" / f"{item.partition('=')[2]}.yaml")
-            check_removed(str(key) for key in own)
+            check_removed(dotted_keys(OmegaConf.to_container(own)))  # type: ignore[arg-type]
             strange = [str(key) for key in own if key not in ("defaults", "hydra", *base, *RENAMED)]
             if strange:
                 raise ConfigError(
@@ -262,28 +275,6 @@ def dotted_values(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]
         else:
             found[f"{prefix}{key}"] = value
     return found
-
-
-def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """The differences between two nested configurations: each key in Hydra's dotted form, with both values.
-
-    >>> list(differences({"a": 1, "b": {"c": 2, "d": 3}}, {"a": 1, "b": {"c": 4, "d": 3}, "e": None}))
-    ['b.c: 2 -> 4', 'e: (none) -> null']
-    """
-    for key in {**old, **new}:
-        before, after = old.get(key, _ABSENT), new.get(key, _ABSENT)
-        if isinstance(before, Mapping) and isinstance(after, Mapping):
-            yield from differences(before, after, f"{prefix}{key}.")
-        elif before != after:
-            yield f"{prefix}{key}: {_written(before)} -> {_written(after)}"
-
-
-_ABSENT = object()
-
-
-def _written(value: Any) -> str:
-    """A value as JSON, which is valid YAML; ``(none)`` for a missing one."""
-    return "(none)" if value is _ABSENT else json.dumps(value, default=str)
 
 
 def friendly(main: Callable[..., Any]) -> Callable[..., Any]:

@@ -67,7 +67,7 @@ def measure(lanes: int, workers: int, rounds: int, steps: int) -> Overhead:
     torch.set_num_threads(threads)
     here = AdDiffusionVecEnv(lanes, 0, **settings)
     there = RayVecEnv(lanes, 0, RayConfig(workers=workers), **settings)
-    assert there.pool.resources.threads * workers <= max(threads, workers)
+    assert there.pool.config.threads * workers <= max(threads, workers)
     here.reset()
     there.reset()
     ratios, times = [], {"local": [], "ray": []}

@@ -4,6 +4,7 @@ import ast
 import fcntl
 import os
 import pathlib
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -12,7 +13,7 @@ import pytest
 from stable_baselines3.common.vec_env import SubprocVecEnv
 
 from addiffusion_env.agents.checkpoints import Snapshot, checkpoints
-from addiffusion_env.agents.factory import make_vec_env
+from addiffusion_env.envs.env import AdDiffusionEnv
 from addiffusion_env.evaluation.store import write_atomically
 from addiffusion_env.files import whole_file
 
@@ -90,10 +91,9 @@ def test_files_are_written_by_windows_rules(windows, tmp_path):
 
 @pytest.mark.slow
 def test_spawned_environments_run():
-    env = make_vec_env("subproc", 1, 0, {"steps": 2, "refine": "off"})
+    env = SubprocVecEnv([partial(AdDiffusionEnv, steps=2, refine="off")], start_method="spawn")
     try:
-        assert isinstance(env.venv, SubprocVecEnv)
-        assert env.venv.processes[0].__class__.__name__ == "SpawnProcess"
+        assert env.processes[0].__class__.__name__ == "SpawnProcess"
         env.reset()
         infos = [env.step(np.array([action]))[3][0] for action in (0, 1)]
         assert [info["nfe"] for info in infos] == [1, 2] and infos[1]["image"].shape == (64, 64, 3)

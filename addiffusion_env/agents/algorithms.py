@@ -126,29 +126,27 @@ def default_policy(kind: type[BaseAlgorithm]) -> type[BasePolicy] | None:
     return None if found is None else OWN_POLICIES.get(found, found)
 
 
-def algorithm_settings(name: str, ppo: Mapping[str, Any], others: Mapping[str, Any] | None) -> dict[str, Any]:
+def algorithm_settings(
+    name: str, ppo: Mapping[str, Any], others: Mapping[str, Any] | None, overrides: Iterable[str] = ()
+) -> dict[str, Any]:
     """The keyword arguments of an algorithm, from the configuration's ``ppo`` and ``algorithm_kwargs``.
 
     ``ppo`` holds those of PPO, MaskablePPO and RecurrentPPO; ``algorithm_kwargs`` those of any algorithm, which win.
 
-    >>> algorithm_settings("dqn", {"n_steps": 32}, {"gamma": 1.0})
-    {'gamma': 1.0}
-    """
-    return {**(ppo if issubclass(find_algorithm(name), PPO_FAMILY) else {}), **(others or {})}
-
-
-def check_group(name: str, overrides: Iterable[str]) -> None:
-    """Refuses settings under ``ppo`` that were given on the command line for an algorithm that does not take them.
-
     Args:
         name: of the algorithm.
+        ppo: the one group.
+        others: the other group.
         overrides: of the command line: ``["ppo.n_steps=8"]``.
 
     Raises:
-        ConfigError: for a setting that would not take effect.
+        ConfigError: for an override of ``ppo`` that would not take effect, as the algorithm does not take these.
+
+    >>> algorithm_settings("dqn", {"n_steps": 32}, {"gamma": 1.0})
+    {'gamma': 1.0}
     """
     if issubclass(find_algorithm(name), PPO_FAMILY):
-        return
+        return {**ppo, **(others or {})}
     for item in overrides:
         key, _, value = item.lstrip("+~").partition("=")
         if key.split(".")[0] == "ppo":
@@ -158,6 +156,7 @@ def check_group(name: str, overrides: Iterable[str]) -> None:
                 f"algorithm={name}",
                 f"write 'algorithm_kwargs={{{setting}: {value}}}'",
             )
+    return dict(others or {})
 
 
 def table_settings(name: str, chosen: Mapping[str, Any], table: Mapping[str, Any]) -> dict[str, Any]:

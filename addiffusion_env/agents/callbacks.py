@@ -32,6 +32,8 @@ CELL, CAPTION = 96, 14
 class EpisodeLog(BaseCallback):
     """Logs finished episodes: ``env/nfe``, ``env/quality``, action shares, images, timelines, hyperparameters.
 
+    On Ray also the failures of workers: ``rollouts/deaths``, ``rollouts/hangs``, ``rollouts/lost_episodes``.
+
     Args:
         hyperparameters: shown in TensorBoard's HPARAMS tab next to the last return and NFE.
         images: number of most recent images in the image grid.
@@ -92,6 +94,9 @@ class EpisodeLog(BaseCallback):
 
     def _on_rollout_end(self) -> None:
         self.logger.record("env/dropped_episodes", self.faults)
+        if losses := getattr(self.training_env.unwrapped, "losses", None):  # of Ray workers
+            for name, count in asdict(losses).items():
+                self.logger.record(f"rollouts/{name}", count)
         if not self.episodes:
             return
         taken = Counter(action for episode in self.episodes for action in episode["actions"])
@@ -172,17 +177,6 @@ def timelines(actions: Sequence[Sequence[int]], size: int = 12) -> np.ndarray:
             block = (slice(row * size, (row + 1) * size - 1), slice(column * size, (column + 1) * size - 1))
             canvas[block] = ACTION_COLOURS[int(action)]
     return canvas
-
-
-class WorkerLog(BaseCallback):
-    """Logs failures of Ray workers: ``rollouts/deaths``, ``rollouts/hangs``, ``rollouts/lost_episodes``."""
-
-    def _on_step(self) -> bool:
-        return True
-
-    def _on_rollout_end(self) -> None:
-        for name, count in asdict(self.training_env.unwrapped.losses).items():  # type: ignore[attr-defined]
-            self.logger.record(f"rollouts/{name}", count)
 
 
 class Checkpointer(BaseCallback):

@@ -21,7 +21,6 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.vec_env import VecMonitor
 
-from addiffusion_env.agents.factory import env_state, load_env_state
 from addiffusion_env.errors import ResumeError, RunFolderError
 from addiffusion_env.files import whole_file
 
@@ -94,6 +93,22 @@ def load_model_state(model: BaseAlgorithm, state: Mapping[str, Any], step: int) 
     # With a last observation SB3 does not reset the environments: the rollout continues where it was.
     model._last_obs = {key: value.numpy() for key, value in state["observation"].items()}
     model._last_episode_starts = state["starts"].numpy()
+
+
+def env_state(env: VecMonitor) -> dict[str, Any]:
+    """Everything an interrupted rollout needs from its environments, as plain tensors, numbers and strings."""
+    lanes: Any = env.venv
+    returns, lengths = env.episode_returns.tolist(), env.episode_lengths.tolist()
+    return {"lanes": lanes.state_dict(), "returns": returns, "lengths": lengths}
+
+
+def load_env_state(env: VecMonitor, state: Mapping[str, Any]) -> None:
+    """Restores :func:`env_state` on an environment of the same size."""
+    env.reset()
+    lanes: Any = env.venv
+    lanes.load_state_dict(state["lanes"])
+    env.episode_returns[:] = state["returns"]
+    env.episode_lengths[:] = state["lengths"]
 
 
 def buffer_state(buffer: ReplayBuffer) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Trained policies by name: shipped, in a folder, or on the Hugging Face hub, in one format of plain files.
+"""Policies by name (shipped, in a folder, or on the Hugging Face hub, in one format of plain files), and their card.
 
 A policy's repository holds ``policy.safetensors``, ``config.json``, ``README.md`` (its model card) and, where its run
 fitted a calibrator, ``calibrator.safetensors``. Reading it executes no code from these files.
@@ -13,19 +13,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import EvalResult, ModelCard, ModelCardData, ModelHubMixin, snapshot_download
-from stable_baselines3.common.policies import BasePolicy
+from huggingface_hub import EvalResult, ModelCard, ModelCardData, snapshot_download
 
 from addiffusion_env.agents.calibrator_file import CALIBRATOR_FILE
-from addiffusion_env.agents.learned import PolicySampler, load_sampler
-from addiffusion_env.agents.policy import build_network
-from addiffusion_env.agents.policy_file import CONFIG_FILE, WEIGHTS_FILE, PolicyConfig, find_policy, save_policy
-from addiffusion_env.agents.rule_policy import RulePolicy, load_calibrator, save_rules
-from addiffusion_env.agents.saved_policy import SavedPolicy
+from addiffusion_env.agents.policy_file import CONFIG_FILE, WEIGHTS_FILE, PolicyConfig, find_policy
 from addiffusion_env.backbones import BACKBONES
 from addiffusion_env.backbones.pipelines import INDEX, backbone_in
 from addiffusion_env.envs.settings import EnvSettings
-from addiffusion_env.errors import ConfigError, WeightsError, check_settings
+from addiffusion_env.errors import WeightsError, check_settings
 from addiffusion_env.files import looks_like_path, reason_of, repo_folder, unavailable
 from addiffusion_env.pages import TEMPLATES, markdown_table
 
@@ -35,113 +30,14 @@ FILES = (CONFIG_FILE, WEIGHTS_FILE, CALIBRATOR_FILE, CARD_FILE, INDEX)
 HUB_OPTIONS = ("revision", "cache_dir", "token", "force_download", "local_files_only")
 ZIP_IMPORT = "addiffusion_env.agents.sb3_zip.import_zip"
 
+CARD_DATA: Mapping[str, Any] = {
+    "library_name": "addiffusion",
+    "license": "apache-2.0",
+    "pipeline_tag": "text-to-image",
+    "tags": ["reinforcement-learning", "stable-baselines3", "adaptive-inference"],
+}
 COLUMNS = {"correct": "correct", "nfe": "NFE", "preference": "preference", "seconds": "seconds"}
 """Figure -> its heading in the card's table."""
-
-
-class HubPolicy(
-    ModelHubMixin,
-    library_name="addiffusion",
-    license="apache-2.0",
-    pipeline_tag="text-to-image",
-    tags=["reinforcement-learning", "stable-baselines3", "adaptive-inference"],
-):
-    """A trained policy or a calibrated rule that can be saved, pushed to the hub and loaded from it.
-
-    ``save_pretrained(folder)``, ``push_to_hub("owner/name")`` and ``from_pretrained(...)`` come from huggingface_hub.
-
-    >>> policy = HubPolicy.from_pretrained("emoji")
-    >>> round(policy.details.default_cost_per_nfe, 3)
-    0.03
-
-    Args:
-        network: the policy's weights; of a calibrated rule its folder.
-        details: what it was trained on, its frontier and its results.
-    """
-
-    def __init__(self, network: BasePolicy | Path, details: PolicyConfig) -> None:
-        self.network = network
-        self.details = details
-
-    @classmethod
-    def of(cls, sampler: SavedPolicy) -> HubPolicy:
-        """The policy of a sampler, without its cost per NFE."""
-        return cls(sampler.folder if isinstance(sampler, RulePolicy) else sampler.policy, sampler.config)  # type: ignore[attr-defined]
-
-    def sampler(self, cost_per_nfe: float | None = None) -> SavedPolicy:
-        """The policy as a sampler, at the given cost per NFE or at its default one."""
-        kind = RulePolicy if isinstance(self.network, Path) else PolicySampler
-        return kind.of(self.network, self.details, cost_per_nfe)
-
-    @classmethod
-    def from_pretrained(cls, name_or_dir: str | Path, **hub: Any) -> HubPolicy:  # type: ignore[override]
-        """Loads a policy by the name of a shipped one, a folder, a run's folder or a hub id.
-
-        Args:
-            name_or_dir: ``"emoji"``, ``"runs/emoji"``, ``"owner/name"``.
-            **hub: ``revision``, ``cache_dir``, ``token``, ``force_download``, ``local_files_only``, for a hub id.
-
-        Raises:
-            WeightsError: when there is none, or it cannot be downloaded.
-            ConfigError: for another keyword.
-        """
-        folder = named_policy(name_or_dir, **hub)
-        if folder is None:
-            raise WeightsError(f"no policy {str(name_or_dir)!r}", "name a folder, a hub id 'owner/name', or 'emoji'")
-        return super().from_pretrained(folder)
-
-    @classmethod
-    def _from_pretrained(cls, *, model_id: str, **_: Any) -> HubPolicy:
-        return cls.of(load_sampler(model_id))
-
-    def check_saveable(self) -> None:
-        """Refuses a network that its description would not build again, which a model in memory may have.
-
-        Raises:
-            ConfigError: for such a network.
-        """
-        if isinstance(self.network, Path):
-            return
-        again = build_network(self.details.network, self.details.net_arch, self.details.space())
-        ours, theirs = ({key: value.shape for key, value in one.state_dict().items()} for one in (self.network, again))
-        if ours != theirs:
-            raise ConfigError(
-                f"a {type(self.network).__name__} cannot be saved: its class or policy_kwargs have no written form",
-                "define its classes at the top of modules and give numbers, texts and lists, or use the model's save()",
-            )
-
-    def _save_pretrained(self, save_directory: Path) -> None:
-        if isinstance(self.network, Path):
-            save_rules(save_directory, self.details, load_calibrator(self.network, self.details))
-        else:
-            self.check_saveable()
-            save_policy(save_directory, self.network, self.details)
-        # The mixin keeps an existing card; this one is written from the policy that is being saved.
-        (save_directory / CARD_FILE).unlink(missing_ok=True)
-
-    def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
-        """The model card: description, usage, measured results and training provenance."""
-        return policy_card(self.details, self._hub_mixin_info.model_card_data)
-
-    def push_to_hub(self, repo_id: str, **options: Any) -> str:  # type: ignore[override]
-        """Uploads weights, configuration and model card in one commit; returns the commit's URL.
-
-        Args:
-            repo_id: ``"owner/name"``; created if missing.
-            **options: of huggingface_hub's ``ModelHubMixin.push_to_hub``: ``private``, ``token``, ``commit_message``.
-
-        Raises:
-            WeightsError: when the hub cannot be reached or refuses, with the reason.
-        """
-        self.check_saveable()
-        try:
-            return super().push_to_hub(repo_id, **options)
-        except Exception as error:  # error types of the hub or of the HTTP library, by version
-            raise WeightsError(
-                f"the policy cannot be pushed to {repo_id}: {reason_of(error)}",
-                "run `hf auth login` with a token that may write there, or save_pretrained(folder) and "
-                f"`hf upload {repo_id} folder` from a machine with network",
-            ) from error
 
 
 def named_policy(name_or_dir: str | Path, **hub: Any) -> Path | None:
@@ -210,20 +106,13 @@ def _downloaded(repo_id: str, **hub: Any) -> Path:
         raise unavailable(repo_id, [], reason_of(error), cache) from error
 
 
-def policy_card(details: PolicyConfig, data: ModelCardData) -> ModelCard:
-    """The card, from ``templates/policy_card.md``.
-
-    Args:
-        details: the policy's configuration.
-        data: licence, tags and library; results are added to a copy.
-    """
+def policy_card(details: PolicyConfig) -> ModelCard:
+    """The card, from ``templates/policy_card.md``: description, usage, measured results and training provenance."""
     backbone, results = str(details.environment.get("backbone", EnvSettings.backbone)), details.results
-    known: dict[str, Any] = {**data.to_dict(), "model_name": f"addiffusion-{backbone}"}
-    if results:
-        known["eval_results"] = eval_results(results)
+    measured_here: dict[str, Any] = {"eval_results": eval_results(results)} if results else {}
     frontier = [(f"{cost_per_nfe:.4g}", f"{nfe:.2f}") for cost_per_nfe, nfe in details.frontier]
     return ModelCard.from_template(
-        ModelCardData(**known),
+        ModelCardData(model_name=f"addiffusion-{backbone}", **CARD_DATA, **measured_here),
         template_path=str(TEMPLATES / "policy_card.md"),
         backbone=backbone,
         details=details,

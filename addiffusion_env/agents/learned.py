@@ -8,10 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from stable_baselines3.common.policies import BasePolicy
 
-from addiffusion_env.agents.policy import Memory, action_probabilities
-from addiffusion_env.agents.policy_file import PolicyConfig, find_policy, load_config, load_policy
+from addiffusion_env.agents.policy import Memory, action_probabilities, build_network
+from addiffusion_env.agents.policy_file import find_policy, folder_digest, load_config, load_policy, save_policy
 from addiffusion_env.agents.rule_policy import RulePolicy
 from addiffusion_env.agents.saved_policy import SavedPolicy
 from addiffusion_env.backbones.base import Backbone
@@ -44,26 +43,16 @@ class PolicySampler(SavedPolicy):
     policy that was trained without.
 
     Attributes:
-        policy: the network.
-        config: what it was trained on.
-        cost_per_nfe: cost of one NFE; selects the point on the frontier.
-        name: for records.
-        fingerprint: hash of its files, so that a policy retrained under the same name gets separate records; for a
-            shuffled one it also covers the prompts that it is shown instead.
-        shuffled: whether it observes the embeddings of other prompts.
+        shuffled: whether it observes the embeddings of other prompts; the fingerprint then covers these prompts too.
         no_refine: whether refine is masked.
+        policy, config, cost_per_nfe, name, fingerprint: see :class:`.SavedPolicy`.
     """
 
-    policy: BasePolicy
-    config: PolicyConfig
-    cost_per_nfe: float
-    name: str = "policy"
-    fingerprint: str = ""
     shuffled: bool = False
     no_refine: bool = False
 
     def __post_init__(self) -> None:
-        self.config.check_cost_per_nfe(self.cost_per_nfe)
+        super().__post_init__()
         self._shown: dict[str, Prompt] = {}
         self._scorers: ImageScorers | None = None
         self._observer: Observer | None = None
@@ -132,10 +121,16 @@ class PolicySampler(SavedPolicy):
         """Whether it needs previews: not when it reads the denoiser's features instead."""
         return needs_preview(list(self.config.observation))
 
-    @staticmethod
-    def source(folder: Path) -> BasePolicy:
-        """See :meth:`.SavedPolicy.source`."""
-        return load_policy(folder)[0]
+    def write(self, folder: Path) -> None:
+        """See :meth:`.SavedPolicy.write`."""
+        again = build_network(self.config.network, self.config.net_arch, self.config.space())
+        ours, theirs = ({key: value.shape for key, value in one.state_dict().items()} for one in (self.policy, again))
+        if ours != theirs:
+            raise ConfigError(
+                f"a {type(self.policy).__name__} cannot be saved: its class or policy_kwargs have no written form",
+                "define its classes at the top of modules and give numbers, texts and lists, or use the model's save()",
+            )
+        save_policy(folder, self.policy, self.config)
 
     @property
     def expected_nfe(self) -> float | None:
@@ -233,9 +228,20 @@ class PolicySampler(SavedPolicy):
 
 
 def load_sampler(folder: Path | str, cost_per_nfe: float | None = None) -> SavedPolicy:
-    """Loads a trained network or a calibrated rule; see :meth:`.SavedPolicy.from_run`."""
-    ruled = load_config(find_policy(folder) or Path(folder)).rules
-    return (RulePolicy if ruled else PolicySampler).from_run(folder, cost_per_nfe)
+    """Loads a trained network or a calibrated rule.
+
+    Args:
+        folder: a shipped policy's name, a policy's folder, or the folder of a run or a calibration.
+        cost_per_nfe: of the policy; ``None`` for its default one.
+
+    Raises:
+        WeightsError: when there is none.
+    """
+    found = find_policy(folder) or Path(folder)
+    config = load_config(found)
+    kind: type[SavedPolicy] = RulePolicy if config.rules else PolicySampler
+    policy = found.resolve() if config.rules else load_policy(found)[0]
+    return kind(policy, config, cost_per_nfe, fingerprint=folder_digest(found))  # type: ignore[arg-type]
 
 
 def scores_used(settings: EnvSettings) -> ScoresUsed:

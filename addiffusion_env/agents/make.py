@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from stable_baselines3.common.base_class import BaseAlgorithm
 
-from addiffusion_env.agents.hub_policy import HubPolicy, is_zip, located, named_policy, no_policy
+from addiffusion_env.agents.hub_policy import is_zip, located, named_policy, no_policy
 from addiffusion_env.agents.learned import load_sampler
 from addiffusion_env.agents.policy_file import find_policy, load_config, shipped
 from addiffusion_env.agents.sb3_zip import import_zip, of_model
@@ -26,7 +27,7 @@ NAMED = {"oracle": "oracle_stop:preference"}
 """Short names of samplers without learning."""
 
 
-def make_policy(policy: str | Path | Sampler | HubPolicy | BaseAlgorithm, trust: bool = False) -> Sampler:
+def make_policy(policy: str | Path | Sampler | BaseAlgorithm, trust: bool = False) -> Sampler:
     """A sampler from a specification or the name of a trained policy; a sampler is returned as it is.
 
     Args:
@@ -40,16 +41,14 @@ def make_policy(policy: str | Path | Sampler | HubPolicy | BaseAlgorithm, trust:
         UntrustedFileError: for a zip without ``trust``.
         WeightsError: for a folder or hub id without a policy.
     """
-    if isinstance(policy, HubPolicy):
-        return policy.sampler()
     if isinstance(policy, BaseAlgorithm):
-        return of_model(policy).sampler()
+        return of_model(policy)
     if not isinstance(policy, str | Path):
         if not isinstance(policy, Sampler):
             raise ConfigError(f"a policy must be a name or a Sampler, got {type(policy).__name__}", "policy='fixed:20'")
         return policy
     if is_zip(policy):
-        return import_zip(policy, trust=trust).sampler()
+        return import_zip(policy, trust=trust)
     text = NAMED.get(str(policy), str(policy))
     specified = ":" in text[2:]  # a colon before that follows a Windows drive letter
     folder = None if specified and find_policy(text) is None else named_policy(policy)
@@ -71,10 +70,10 @@ def policy_at(run: str | Path, cost_per_nfe: float | None = None, trust: bool = 
     """
     if not is_zip(run):
         return make_sampler(f"policy:{run}" if cost_per_nfe is None else f"policy:{run}@{cost_per_nfe}")
-    sampler = import_zip(run, trust=trust).sampler(cost_per_nfe)
+    read = import_zip(run, trust=trust)
+    cost = read.cost_per_nfe if cost_per_nfe is None else float(cost_per_nfe)
     fingerprint = hashlib.sha256(Path(run).read_bytes()).hexdigest()
-    sampler.name, sampler.fingerprint = f"policy:{Path(run).stem}@{sampler.cost_per_nfe:g}", fingerprint
-    return sampler
+    return replace(read, cost_per_nfe=cost, name=f"policy:{Path(run).stem}@{cost:g}", fingerprint=fingerprint)
 
 
 def policy_and_model(
@@ -95,7 +94,7 @@ def policy_and_model(
         return make_policy(place if policy is None else policy, trust), load_config(place).environment
     if is_zip(place):
         held = import_zip(place, trust=trust)
-        return make_policy(held if policy is None else policy, trust), held.details.environment
+        return make_policy(held if policy is None else policy, trust), held.config.environment
     model = None if policy is None or place.is_file() else backbone_in(place)
     if model is None:
         raise no_policy(name, place)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,11 @@ import numpy as np
 from stable_baselines3.common.base_class import BaseAlgorithm
 from tqdm.auto import tqdm
 
-from addiffusion_env.agents.hub_policy import HubPolicy
 from addiffusion_env.agents.inputs import Prompts, Seeds, listed, make_jobs, with_pipeline_kwargs
 from addiffusion_env.agents.make import make_policy, model_settings, policy_and_model
 from addiffusion_env.agents.outputs import Generated, ImageStream, PipelineOutput, check_output_type, collect, in_order
 from addiffusion_env.agents.saved_policy import SavedPolicy
-from addiffusion_env.agents.trace import Job, StepCallback, StepEnd, traced
+from addiffusion_env.agents.trace import Job, StepCallback, StepCalls, check_tensors, traced
 from addiffusion_env.agents.untrained import default_policy, default_process
 from addiffusion_env.backbones.base import Backbone
 from addiffusion_env.backbones.pipeline_backbone import PipelineBackbone
@@ -76,7 +76,7 @@ class AdaptivePipeline:
     def __init__(
         self,
         model: Any,
-        policy: str | Path | Sampler | HubPolicy | BaseAlgorithm | None = None,
+        policy: str | Path | Sampler | BaseAlgorithm | None = None,
         process: ProcessConfig | None = None,
         scorers: ImageScorers | None = None,
         max_lanes: int = 16,
@@ -115,7 +115,7 @@ class AdaptivePipeline:
     def from_pretrained(
         cls,
         name_or_dir: str | Path,
-        policy: str | Path | Sampler | HubPolicy | BaseAlgorithm | None = None,
+        policy: str | Path | Sampler | BaseAlgorithm | None = None,
         device: str = "auto",
         *,
         backbone: str | Any | None = None,
@@ -186,7 +186,7 @@ class AdaptivePipeline:
             output_type: ``"pil"``, ``"np"`` or ``"pt"``.
             num_images_per_prompt: k; the images of a prompt stand together.
             callback_on_step_end: ``callback(pipe, step, timestep, callback_kwargs) -> dict``, called once per image and
-                step; see :class:`addiffusion_env.agents.trace.StepEnd`.
+                step; see :class:`addiffusion_env.agents.trace.StepCalls`.
             callback_on_step_end_tensor_inputs: tensors passed to the callback: ``latents``, ``x0``.
             return_trace: keep every decision with its preview and probabilities.
             **pipeline_kwargs: arguments of the diffusers pipeline's own ``__call__``: ``negative_prompt``,
@@ -211,9 +211,9 @@ class AdaptivePipeline:
                 self.backbone, self.sampler, self._own, process, known, num_images_per_prompt, pipeline_kwargs
             )
         jobs = list(make_jobs(texts, seeds, num_images_per_prompt, read))
-        callback = callback_on_step_end, tuple(callback_on_step_end_tensor_inputs)
+        callback, tensors = callback_on_step_end, callback_on_step_end_tensor_inputs
         sampler, lanes = self._with_cost(cost_per_nfe, target_nfe), min(self.max_lanes, len(jobs))
-        made, counters = self._run(jobs, sampler, process, callback, return_trace, lanes)
+        made, counters = self._run(jobs, sampler, process, callback, tensors, return_trace, lanes)
         shown = tqdm(made, total=len(jobs), unit="image", **self._progress_bar_config)
         return collect(list(in_order(iter(shown))), output_type, counters.utilisation)
 
@@ -263,9 +263,9 @@ class AdaptivePipeline:
         check_output_type(output_type)
         self._refresh()
         jobs = make_jobs(prompts, seeds, num_images_per_prompt, self.backbone.traits.read_prompt)
-        callback = callback_on_step_end, tuple(callback_on_step_end_tensor_inputs)
+        callback, tensors = callback_on_step_end, callback_on_step_end_tensor_inputs
         sampler, lanes = self._with_cost(cost_per_nfe, target_nfe), self.max_lanes if max_lanes is None else max_lanes
-        made, counters = self._run(jobs, sampler, self.process, callback, return_trace, lanes, decode_batch)
+        made, counters = self._run(jobs, sampler, self.process, callback, tensors, return_trace, lanes, decode_batch)
         return ImageStream(made, counters, output_type, ordered)
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -282,7 +282,7 @@ class AdaptivePipeline:
 
         Args:
             repo_id: ``"owner/name"``; created if missing.
-            **options: of huggingface_hub's ``ModelHubMixin.push_to_hub``: ``private``, ``token``, ``commit_message``.
+            **options: see :meth:`.SavedPolicy.push_to_hub`: ``private``, ``token``, ``commit_message`` ...
 
         Raises:
             ConfigError: as :meth:`save_pretrained`.
@@ -290,26 +290,27 @@ class AdaptivePipeline:
         """
         return self._trained().push_to_hub(repo_id, **options)
 
-    def _trained(self) -> HubPolicy:
+    def _trained(self) -> SavedPolicy:
         if not isinstance(self.sampler, SavedPolicy):
             raise ConfigError(f"policy {self.sampler.name!r} has no weights to save", "pass it when loading: policy=")
-        return HubPolicy.of(self.sampler)
+        return self.sampler
 
     def _run(
         self,
         jobs: Iterable[Job],
         sampler: Sampler,
         process: ProcessConfig,
-        callback: tuple[StepCallback | None, Sequence[str]],
+        callback: StepCallback | None,
+        tensors: Sequence[str],
         return_trace: bool,
         max_lanes: int,
         decode_batch: int = 4,
     ) -> tuple[Generator[Generated, None, None], Counters]:
         """Finished images in order of completion, and the counters of the engine that generates them."""
-        function, tensors = callback
-        step_end = None if function is None else StepEnd(self, self.backbone, function, tensors)
+        check_tensors(tensors)
+        calls = None if callback is None else partial(StepCalls, self, self.backbone, callback, tuple(tensors))
         engine = Engine(self.backbone, self.scorers, solver=process.solver, decider=sampler.decide)
-        coroutines = (traced(job, sampler, process, self.backbone, step_end, return_trace) for job in jobs)
+        coroutines = (traced(job, sampler, process, self.backbone, calls, return_trace) for job in jobs)
         stream = engine.stream(coroutines, max_lanes, decode_batch)
         return (made for _, made in stream), engine.counters
 

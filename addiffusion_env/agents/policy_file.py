@@ -59,7 +59,7 @@ class PolicyConfig:
         provenance: training command, seed, steps, results.
         network: of any other network, its class and ``policy_kwargs`` (:func:`.policy.describe_network`); empty for
             this project's own policy.
-        rules: of a calibrated rule (:class:`.rule_policy.MeasuredRule`); empty for a network.
+        rules: of a calibrated rule (:class:`.MeasuredRule`); empty for a network.
         plugins: modules that must be imported before it can be used; see :mod:`addiffusion_env.plugins`.
         identity: ``backbone`` and ``scorers`` -> sha256 of the models that it was trained and its frontier measured on;
             empty in files of older versions.

@@ -7,9 +7,8 @@ arrays in place of a network's weights (none for a rule that checks no image).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
 
 import numpy as np
 
@@ -23,68 +22,28 @@ from addiffusion_env.samplers.checked_attempts import Rule
 from addiffusion_env.samplers.traits import ScoresUsed, selected_by
 from addiffusion_env.scorers.image_scores import ImageScorers
 from addiffusion_env.scorers.utility import Calibrator, Utility
-from addiffusion_env.settings import Gt
-from addiffusion_env.tabular.rules import RuleOutcomes, best_rule
-
-
-@dataclass(frozen=True)
-class MeasuredRule(Rule):
-    """A rule and what it was measured to spend; its thresholds are log-odds of a correct image, as of a calibrator.
-
-    Attributes:
-        nfe: mean NFE on recorded attempts.
-        probability: mean calibrated probability of the images that it returned there; ``None`` where no image was
-            scored.
-    """
-
-    nfe: Annotated[float, Gt(0)] = field(kw_only=True)
-    probability: float | None = field(kw_only=True, default=None)
-
-    @classmethod
-    def from_outcomes(cls, played: RuleOutcomes) -> MeasuredRule:
-        """The rule of some outcomes with their means."""
-        return cls(**asdict(played.rule), nfe=played.nfe, probability=played.mean_probability)
-
-    @property
-    def mean_probability(self) -> float:
-        """The probability; 0 where no image was scored."""
-        return self.probability or 0.0
-
-    def entry(self) -> dict[str, Any]:
-        """As JSON; infinite thresholds, which are the defaults, are left out."""
-        return {name: value for name, value in asdict(self).items() if value is None or np.isfinite(value)}
+from addiffusion_env.tabular.rules import MeasuredRule, best_rule
 
 
 @dataclass
 class RulePolicy(SavedPolicy):
     """A calibrated rule from a policy's folder, at its default cost per NFE or another one.
 
-    Attributes:
-        folder: holds the calibrator.
-        config: its process, rules and frontier.
-        cost_per_nfe: cost of one NFE, in calibrated probability of a correct image; selects the rule.
-        name: for records.
-        fingerprint: hash of its files.
+    Its cost of one NFE is in calibrated probability of a correct image, and selects the rule.
     """
 
-    folder: Path
-    config: PolicyConfig
-    cost_per_nfe: float
-    name: str = "policy"
-    fingerprint: str = ""
-
     def __post_init__(self) -> None:
-        self.config.check_cost_per_nfe(self.cost_per_nfe)
+        super().__post_init__()
         self.rules = tuple(MeasuredRule.of(rule) for rule in self.config.rules)
         self.rule: Rule = best_rule(self.rules, self.cost_per_nfe)
         self._checked = isinstance(self.settings().refine, Mapping)
-        self._utility = Utility(calibrator=str(self.folder / WEIGHTS_FILE)) if self._checked else Utility()
+        self._utility = Utility(calibrator=str(self.policy / WEIGHTS_FILE)) if self._checked else Utility()
         self._process: ProcessConfig | None = None
 
-    @staticmethod
-    def source(folder: Path) -> Path:
-        """See :meth:`.SavedPolicy.source`."""
-        return folder.resolve()
+    def write(self, folder: Path) -> None:
+        """See :meth:`.SavedPolicy.write`."""
+        calibrator = Calibrator.load(self.policy / WEIGHTS_FILE) if self._checked else None
+        save_rules(folder, self.config, calibrator)
 
     @property
     def needs_preview(self) -> bool:  # type: ignore[override]
@@ -150,12 +109,3 @@ def save_rules(folder: Path, config: PolicyConfig, calibrator: Calibrator | None
         else:
             calibrator.save(folder / WEIGHTS_FILE)
         write_text(folder / CONFIG_FILE, config_text(config))
-
-
-def load_calibrator(folder: Path, config: PolicyConfig) -> Calibrator | None:
-    """The calibrator of a rule's folder; ``None`` for one that checks no image.
-
-    Raises:
-        WeightsError: when it is missing or damaged.
-    """
-    return Calibrator.load(folder / WEIGHTS_FILE) if isinstance(config.environment.get("refine"), Mapping) else None

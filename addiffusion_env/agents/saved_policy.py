@@ -5,72 +5,99 @@ from __future__ import annotations
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from tempfile import TemporaryDirectory
+from typing import Any, ClassVar
 
 import numpy as np
+from huggingface_hub import HfApi
 
-from addiffusion_env.agents.policy_file import PolicyConfig, find_policy, folder_digest, load_config
+from addiffusion_env.agents.hub_policy import CARD_FILE, policy_card
+from addiffusion_env.agents.policy_file import PolicyConfig
 from addiffusion_env.backbones.base import Backbone
 from addiffusion_env.backbones.fingerprint import digest_of
 from addiffusion_env.backbones.identity import described
 from addiffusion_env.engine.lane import Decide
 from addiffusion_env.envs.settings import EnvSettings
-from addiffusion_env.errors import ConfigError
+from addiffusion_env.errors import ConfigError, WeightsError
+from addiffusion_env.files import reason_of, writing_to
 from addiffusion_env.samplers.base import BaseSampler
 from addiffusion_env.scorers.image_scores import ImageScorers
 from addiffusion_env.scorers.utility import Utility, calibrator_of
 
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
-
+@dataclass
 class SavedPolicy(BaseSampler, ABC):
     """A sampler from a policy's folder: a trained network, or a calibrated rule.
 
     Attributes:
+        policy: the network; of a calibrated rule the folder, which holds its calibrator.
         config: what its folder says.
-        cost_per_nfe: cost of one NFE; selects the point on the frontier.
+        cost_per_nfe: cost of one NFE; selects the point on the frontier. The default one of ``config`` if not given.
         name: for records.
         fingerprint: hash of its files, so that a policy made again under the same name gets separate records.
     """
 
+    policy: Any
     config: PolicyConfig
-    cost_per_nfe: float
-    name: str
-    fingerprint: str
+    cost_per_nfe: float = None  # type: ignore[assignment]
+    name: str = ""
+    fingerprint: str = ""
 
     usage: ClassVar[str] = "policy:FOLDER[@COST][,shuffled][,no_refine]"
     example: ClassVar[tuple[str, str]] = ("emoji", "policy:emoji")
     learned: ClassVar[bool] = True
 
-    @classmethod
-    def from_run(cls, folder: Path | str, cost_per_nfe: float | None = None, name: str | None = None) -> Self:
-        """Loads a policy from a shipped name, a policy's folder, or the folder of a run or a calibration.
+    def __post_init__(self) -> None:
+        if self.cost_per_nfe is None:
+            self.cost_per_nfe = self.config.default_cost_per_nfe
+        self.name = self.name or f"policy@{self.cost_per_nfe:g}"
+        self.config.check_cost_per_nfe(self.cost_per_nfe)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Writes the policy's files and its model card.
 
         Raises:
-            WeightsError: when there is none.
+            ConfigError: for a network that cannot be described, which a model in memory may have.
+            RunFolderError: when the folder cannot be written.
         """
-        found = find_policy(folder) or Path(folder)
-        return cls.of(cls.source(found), load_config(found), cost_per_nfe, name, folder_digest(found))
+        folder = Path(folder)
+        self.write(folder)
+        with writing_to(folder):
+            policy_card(self.config).save(folder / CARD_FILE)
 
-    @classmethod
-    def of(
-        cls,
-        source: Any,
-        config: PolicyConfig,
-        cost_per_nfe: float | None = None,
-        name: str | None = None,
-        fingerprint: str = "",
-    ) -> Self:
-        """A policy at a cost per NFE, or at its default one."""
-        chosen = config.default_cost_per_nfe if cost_per_nfe is None else float(cost_per_nfe)
-        return cls(source, config, chosen, name or f"policy@{chosen:g}", fingerprint)  # type: ignore[call-arg]
-
-    @staticmethod
     @abstractmethod
-    def source(folder: Path) -> Any:
-        """What decides, from a policy's folder: the first argument of the class."""
+    def write(self, folder: Path) -> None:
+        """Writes the configuration and what decides to a policy's folder."""
+
+    def push_to_hub(
+        self, repo_id: str, *, private: bool | None = None, token: str | None = None, **options: Any
+    ) -> str:
+        """Uploads what :meth:`save_pretrained` writes in one commit; returns the commit's URL.
+
+        Args:
+            repo_id: ``"owner/name"``; created if missing.
+            private: whether a new repository is private.
+            token: of the hub.
+            **options: of huggingface_hub's ``HfApi.upload_folder``: ``commit_message``, ``revision``, ``create_pr``.
+
+        Raises:
+            ConfigError: as :meth:`save_pretrained`.
+            WeightsError: when the hub cannot be reached or refuses, with the reason.
+        """
+        with TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            try:
+                hub = HfApi(token=token)
+                repo = hub.create_repo(repo_id, private=private, exist_ok=True).repo_id
+                return hub.upload_folder(repo_id=repo, folder_path=folder, **options)
+            except Exception as error:  # error types of the hub or of the HTTP library, by version
+                raise WeightsError(
+                    f"the policy cannot be pushed to {repo_id}: {reason_of(error)}",
+                    "run `hf auth login` with a token that may write there, or save_pretrained(folder) and "
+                    f"`hf upload {repo_id} folder` from a machine with network",
+                ) from error
 
     @property
     def curve(self) -> str:  # type: ignore[override]

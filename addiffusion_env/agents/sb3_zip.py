@@ -22,9 +22,17 @@ from stable_baselines3.common.save_util import load_from_zip_file
 
 from addiffusion_env.agents.algorithms import default_policy, find_algorithm
 from addiffusion_env.agents.calibrator_file import CALIBRATOR_FILE, calibrator_path, portable
-from addiffusion_env.agents.hub_policy import ZIP_IMPORT, HubPolicy
+from addiffusion_env.agents.hub_policy import ZIP_IMPORT, named_policy
+from addiffusion_env.agents.learned import PolicySampler
 from addiffusion_env.agents.policy import NET_ARCH, describe_network, load_class, with_classes
-from addiffusion_env.agents.policy_file import PolicyConfig, config_text, describe_policy, parse_config
+from addiffusion_env.agents.policy_file import (
+    PolicyConfig,
+    config_text,
+    describe_policy,
+    load_config,
+    load_policy,
+    parse_config,
+)
 from addiffusion_env.backbones.base import Backbone
 from addiffusion_env.envs.settings import EnvSettings
 from addiffusion_env.errors import ConfigError, UntrustedFileError, WeightsError
@@ -48,40 +56,43 @@ def export_zip(name_or_dir: str | Path, path: str | Path) -> Path:
         WeightsError: when there is no such policy.
         RunFolderError: when the file cannot be written.
     """
-    saved, path = HubPolicy.from_pretrained(name_or_dir), Path(path)
-    if isinstance(saved.network, Path):
+    folder, path = named_policy(name_or_dir), Path(path)
+    if folder is None:
+        raise WeightsError(f"no policy {str(name_or_dir)!r}", "name a folder, a hub id 'owner/name', or 'emoji'")
+    config = load_config(folder)
+    if config.rules:
         raise ConfigError(
             f"{name_or_dir} holds a calibrated rule, which has no network for Stable-Baselines3",
             "copy its folder, or push it to the hub",
         )
-    kind = find_algorithm(str(saved.details.provenance.get("algorithm", "maskable_ppo")))
-    policy, given = default_policy(kind), {"net_arch": {k: list(v) for k, v in saved.details.net_arch.items()}}
-    if network := saved.details.network:
+    kind = find_algorithm(str(config.provenance.get("algorithm", "maskable_ppo")))
+    policy, given = default_policy(kind), {"net_arch": {k: list(v) for k, v in config.net_arch.items()}}
+    if network := config.network:
         policy, given = load_class("policy", network["policy"], BasePolicy), with_classes(network["policy_kwargs"])
     # Spaces instead of an environment: SB3 builds its networks from them alone.
     small = {"buffer_size": 1} if issubclass(kind, OffPolicyAlgorithm) else {}
     model: Any = kind(policy, None, policy_kwargs=given, device="cpu", _init_setup_model=False, **small)  # type: ignore[arg-type,call-arg]
-    model.observation_space, model.action_space, model.n_envs = saved.details.space(), spaces.Discrete(3), 1
+    model.observation_space, model.action_space, model.n_envs = config.space(), spaces.Discrete(3), 1
     model._setup_model()
-    model.policy.load_state_dict(saved.network.state_dict())
-    model.num_timesteps = int(saved.details.provenance.get("decisions", 0))
+    model.policy.load_state_dict(load_policy(folder)[0].state_dict())
+    model.num_timesteps = int(config.provenance.get("decisions", 0))
     with writing_to(path):
         model.save(path)
         with zipfile.ZipFile(path, "a") as archive:
-            environment = saved.details.environment
-            if (calibrator := calibrator_path(environment)) is not None:
+            if (calibrator := calibrator_path(config.environment)) is not None:
                 archive.write(calibrator, CALIBRATOR_FILE)
-            archive.writestr(DETAILS_FILE, config_text(replace(saved.details, environment=portable(environment))))
+            archive.writestr(DETAILS_FILE, config_text(replace(config, environment=portable(config.environment))))
     return path
 
 
-def import_zip(path: str | Path, environment: Mapping[str, Any] | None = None, trust: bool = False) -> HubPolicy:
+def import_zip(path: str | Path, environment: Mapping[str, Any] | None = None, trust: bool = False) -> PolicySampler:
     """Reads the policy of a model that SB3 saved.
 
     Args:
         path: of the zip.
         environment: settings of the environment that it was trained on; not needed for a zip of :func:`export_zip`.
-        trust: whether the zip may be unpickled, which can run any code.
+        trust: whether the zip may be unpickled, which can run any code; only ``True`` itself counts. Policies
+            (safetensors and JSON) and checkpoints (tensors, numbers, strings) run no code and need no trust.
 
     Raises:
         ConfigError: without an environment, or for a policy with other observations than the environments here.
@@ -89,7 +100,11 @@ def import_zip(path: str | Path, environment: Mapping[str, Any] | None = None, t
         WeightsError: for a file that is missing, damaged or not an SB3 zip.
     """
     path = Path(path)
-    require_trust(path, trust)
+    if trust is not True:
+        raise UntrustedFileError(
+            f"{path} is a Stable-Baselines3 zip: loading it unpickles Python objects, which can run any code",
+            "pass trust=True if you made it yourself or know who did; policies saved by train_sb3.py need no trust",
+        )
     try:
         data, params, _ = load_from_zip_file(path, device="cpu")
         with zipfile.ZipFile(path) as archive:
@@ -110,30 +125,10 @@ def import_zip(path: str | Path, environment: Mapping[str, Any] | None = None, t
         network.load_state_dict(params["policy"])  # type: ignore[arg-type]
     except (KeyError, RuntimeError, TypeError) as error:
         raise WeightsError(f"the weights in {path} do not fit: {error}", "save the model again") from error
-    return HubPolicy(network.eval(), config)
+    return PolicySampler(network.eval(), config)
 
 
-def require_trust(path: Path | str, trust: bool) -> None:
-    """Refuses to open a file that can run code unless the caller has declared it trusted.
-
-    Policies (safetensors and JSON) and checkpoints (tensors, numbers, strings) run no code and need no trust. A zip of
-    Stable-Baselines3 does: its ``data`` holds pickled Python objects, and unpickling can run any code.
-
-    Args:
-        path: the file.
-        trust: value passed by the user; only ``True`` itself counts.
-
-    Raises:
-        UntrustedFileError: unless ``trust`` is ``True``, with the reason.
-    """
-    if trust is not True:
-        raise UntrustedFileError(
-            f"{path} is a Stable-Baselines3 zip: loading it unpickles Python objects, which can run any code",
-            "pass trust=True if you made it yourself or know who did; policies saved by train_sb3.py need no trust",
-        )
-
-
-def of_model(model: BaseAlgorithm) -> HubPolicy:
+def of_model(model: BaseAlgorithm) -> PolicySampler:
     """The policy of a model in memory, with the environment that the model was trained on.
 
     Args:
@@ -155,7 +150,7 @@ def of_model(model: BaseAlgorithm) -> HubPolicy:
     network.set_training_mode(False)
     described = _network(type(network), model.policy_kwargs)
     provenance = {"algorithm": kind, "decisions": model.num_timesteps}
-    return HubPolicy(network, describe_policy(environment, space, *described, provenance=provenance))
+    return PolicySampler(network, describe_policy(environment, space, *described, provenance=provenance))
 
 
 def _check_space(name: str, space: spaces.Space) -> None:

@@ -8,14 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from addiffusion_env.backbones.identity import difference_words
 from addiffusion_env.distributed.actor_pool import ActorPool, BaseWorker, RayConfig
 from addiffusion_env.distributed.task_round import Task, TaskRound
 from addiffusion_env.engine.lane import FaultCount
 from addiffusion_env.envs.settings import EnvSettings
-from addiffusion_env.errors import AdDiffusionError, WorkerError
+from addiffusion_env.errors import AdDiffusionError
 from addiffusion_env.prompts import Prompt
 from addiffusion_env.tabular.recorder import Recorder, recorder_of
 from addiffusion_env.tabular.table import AttemptTable
@@ -28,12 +25,11 @@ def record_in_workers(
     missing: Sequence[tuple[Images, Path]],
     recorder: Recorder,
     settings: EnvSettings,
-    attempts: int,
     lanes: int,
     rollouts: Mapping[str, Any],
 ) -> None:
     """Records missing shards in a pool of workers; each shard is written when it arrives."""
-    config = RayConfig.of(rollouts)
+    config, attempts = RayConfig.of(rollouts), recorder.attempts
     lanes = max(1, lanes // config.workers)
     config = replace(config, workers=min(config.workers, len(missing)))
     arguments = (settings, attempts, recorder.identity)
@@ -51,38 +47,17 @@ def record_in_workers(
             table.save(Path(path))
             done += len(chunk)
             print(f"recorded {done} of {total} missing images in {config.workers} workers", flush=True)
-            for error in dropped:
-                try:
-                    recorder.faults.drop(error)  # the limit applies to all workers together
-                except AdDiffusionError as last:
-                    tasks_given.stop(last)
+            tasks_given.drop(dropped, recorder.faults)
 
 
 class TableWorker(BaseWorker):
     """Records shards in a process with its own model and scorers."""
 
-    def setup(self, threads: int, settings: EnvSettings, attempts: int, identity: Mapping[str, Any]) -> None:
-        """Loads the model.
-
-        Args:
-            threads: number of torch threads.
-            settings: of the environment.
-            attempts: per image.
-            identity: :attr:`.Recorder.identity` of the process that asks.
-
-        Raises:
-            WorkerError: when this worker has other weights, precision or packages: its shards would be labelled
-                incorrectly.
-        """
-        torch.set_num_threads(threads)
+    def setup(self, settings: EnvSettings, attempts: int, identity: Mapping[str, Any]) -> None:
+        """Loads the model; ``identity`` is that of the recorder of the process that asks."""
         self.limit = settings.max_faults
         self.recorder = recorder_of(settings, attempts)
-        if self.recorder.identity != identity:
-            raise WorkerError(
-                "a Ray worker would record other attempts than planned: "
-                f"{difference_words(identity, self.recorder.identity)}",
-                "give all machines the same weights and packages, and set env.device= and env.dtype=",
-            )
+        self.check_identity(identity, self.recorder.identity)
 
     def record(self, images: Images, lanes: int, _: str) -> tuple[AttemptTable, list[AdDiffusionError]]:
         """The table of some images, and the errors of those that were left out."""

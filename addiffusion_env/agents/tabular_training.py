@@ -10,12 +10,13 @@ from __future__ import annotations
 import json
 import warnings
 from collections import Counter
-from collections.abc import Container, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Container
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Any
 
 import numpy as np
+import torch
 from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
@@ -25,17 +26,17 @@ from stable_baselines3.common.vec_env import VecMonitor
 
 from addiffusion_env.agents.algorithms import make_model
 from addiffusion_env.agents.callbacks import pattern_entropy
+from addiffusion_env.agents.checkpoints import plain_copy, rng_state, set_rng_state
 from addiffusion_env.agents.imitation import Demonstrations, imitate
 from addiffusion_env.agents.policy import action_probabilities
-from addiffusion_env.agents.recording import LOCAL, record_prompts
+from addiffusion_env.agents.recording import Recording, TabularConfig
+from addiffusion_env.backbones.fingerprint import digest_of
+from addiffusion_env.backbones.identity import described
 from addiffusion_env.envs.settings import EnvSettings, load_backbone, load_scorers
 from addiffusion_env.envs.slot import Framer
-from addiffusion_env.errors import ConfigError, PromptError
-from addiffusion_env.files import write_text
-from addiffusion_env.prompts import Prompt, stable_hash
+from addiffusion_env.errors import ConfigError
+from addiffusion_env.files import whole_file, write_text
 from addiffusion_env.rewards import make_reward
-from addiffusion_env.settings import Ge, Settings
-from addiffusion_env.tabular.fit_calibrator import check_fit
 from addiffusion_env.tabular.mdp import TabularMDP, Transitions
 from addiffusion_env.tabular.outcomes import Decider, Outcomes, play_table, regret
 from addiffusion_env.tabular.recorder import check_recordable
@@ -47,44 +48,8 @@ FRONTIER_COSTS = 8
 """Costs per NFE at which a policy's NFE is measured for ``target_nfe``."""
 
 
-@dataclass(frozen=True)
-class TabularConfig(Settings):
-    """Settings of training on a table.
-
-    Attributes:
-        images: number of images of the training source that are recorded.
-        prompt_seed: selects the prompts.
-        attempts: per image; at most one more than the refinements that an episode may take is needed.
-        lanes: parallel episodes on the table.
-        total_timesteps: number of decisions.
-        ppo: keyword arguments of the algorithm on the table.
-        watch_every: updates between two measurements of collapse and regret, in TensorBoard under ``table/``.
-        held_out: further prompts of the training source, recorded after training to measure what the policy
-            spends on prompts that it was not trained on; 0 measures it on the recorded ones, which is optimistic.
-        imitate: decisions of the best rules on the table (:mod:`.tabular.rules`) that the policy imitates before it
-            learns by itself; 0 begins from random weights.
-        shard_size: images per file of the table: at most these are lost by an interruption.
-        calibrator: arguments of :meth:`.Calibrator.fit` (``directions``, ``ridge``): fits a calibrator to the recorded
-            images, without verdicts, which then ranks attempts and pays for the finished image; ``None`` for none.
-    """
-
-    section: ClassVar[str] = "tabular"
-
-    images: Annotated[int, Ge(1)] = 256
-    prompt_seed: int = 101
-    attempts: Annotated[int, Ge(1)] = 5
-    lanes: Annotated[int, Ge(1)] = 128
-    total_timesteps: int = 300_000
-    ppo: Mapping[str, Any] = field(default_factory=dict)
-    watch_every: Annotated[int, Ge(1)] = 10
-    held_out: Annotated[int, Ge(0)] = 64
-    imitate: Annotated[int, Ge(0)] = 0
-    shard_size: Annotated[int, Ge(1)] = 32
-    calibrator: Mapping[str, Any] | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_fit(self.calibrator, self.images)
+WATCH_EVERY = 10
+"""Updates between two measurements of the policy on its table."""
 
 
 def make_mdp(table: AttemptTable, settings: EnvSettings, refine: bool = True) -> TabularMDP:
@@ -113,43 +78,6 @@ def make_mdp(table: AttemptTable, settings: EnvSettings, refine: bool = True) ->
     recorded = replace(process.refine, limit=limit, enabled=process.refine.enabled and refine)
     transitions = Transitions.of(backbone, replace(process, refine=recorded))
     return TabularMDP(table, transitions, most, highest, process.refine.limit, process.refine.utility)
-
-
-def record_table(
-    settings: EnvSettings, tabular: TabularConfig, folder: Path, lanes: int, rollouts: Mapping[str, Any] = LOCAL
-) -> AttemptTable:
-    """Records the images of a run, or loads recorded ones; see :func:`.record_prompts`.
-
-    Raises:
-        ConfigError: for a process that is not a table of attempts.
-        RunFolderError: when a shard cannot be written.
-    """
-    prompts = settings.prompt_source().take(tabular.images, seed=tabular.prompt_seed)
-    return record_prompts(prompts, settings, tabular.attempts, folder, lanes, tabular.shard_size, rollouts)
-
-
-def held_out_prompts(settings: EnvSettings, tabular: TabularConfig, seen: Container[str] = ()) -> list[Prompt]:
-    """Prompts of the training source that are not on the table; at most ``tabular.held_out``, always the same ones.
-
-    Args:
-        settings: of the training environment.
-        tabular: of its table.
-        seen: ids of prompts used by live episodes, which are excluded too.
-
-    Returns:
-        Fewer than requested if the source holds no more; none if it cannot even fill the table.
-    """
-    source = settings.prompt_source()
-    trained = {prompt.prompt_id for prompt in source.take(tabular.images, seed=tabular.prompt_seed)}
-    try:
-        wider = source.take(tabular.images + tabular.held_out, seed=tabular.prompt_seed)
-    except PromptError:  # an exhausted grammar; lists return what they have
-        return []
-    unseen = [prompt for prompt in wider if prompt.prompt_id not in trained and prompt.prompt_id not in seen]
-    # The larger draw of a list may hold more than requested, in the order of its file, perhaps sorted by kind.
-    drawn = sorted(unseen, key=lambda prompt: stable_hash("held out", prompt.prompt_id))[: tabular.held_out]
-    chosen = {prompt.prompt_id for prompt in drawn}
-    return [prompt for prompt in unseen if prompt.prompt_id in chosen]
 
 
 def greedy(policy: BasePolicy) -> Decider:
@@ -183,14 +111,7 @@ def measured_frontier(policy: BasePolicy, mdp: TabularMDP, settings: EnvSettings
 
 
 def held_out_frontier(
-    policy: BasePolicy,
-    mdp: TabularMDP,
-    settings: EnvSettings,
-    tabular: TabularConfig,
-    folder: Path,
-    lanes: int,
-    seen: Container[str] = (),
-    rollouts: Mapping[str, Any] = LOCAL,
+    policy: BasePolicy, mdp: TabularMDP, recording: Recording, seen: Container[str] = ()
 ) -> tuple[list[tuple[float, float]], str]:
     """:func:`measured_frontier` on prompts that the policy was not trained on, and a description of these prompts.
 
@@ -199,29 +120,81 @@ def held_out_frontier(
     Args:
         policy: trained on ``mdp``.
         mdp: the decision process on the training table; used for measuring when no prompt is held out.
-        settings: of the environment.
-        tabular: holds the number of held-out prompts.
-        folder: of the run; the table goes to ``held_out`` in it.
-        lanes: images in progress at once.
+        recording: of the run; the held-out prompts go to ``held_out`` in its folder.
         seen: ids of prompts used by live episodes.
-        rollouts: where they are recorded.
 
     Raises:
         RunFolderError: when the table cannot be written.
     """
-    prompts = held_out_prompts(settings, tabular, seen) if tabular.held_out else []
-    if len(prompts) < tabular.held_out:
+    settings, wanted = recording.settings, recording.tabular.held_out
+    prompts = recording.held_out_prompts(seen)
+    if len(prompts) < wanted:
         warnings.warn(
-            f"tabular.held_out={tabular.held_out}: the training source holds {len(prompts)} prompts that were not "
-            f"trained on; the frontier of target_nfe is measured on {'those' if prompts else 'the training prompts'}",
+            f"tabular.held_out={wanted}: the training source holds {len(prompts)} prompts that were not trained on; "
+            f"the frontier of target_nfe is measured on {'those' if prompts else 'the training prompts'}",
             stacklevel=2,
         )
     if not prompts:
         return measured_frontier(policy, mdp, settings), f"{len(mdp.table)} training prompts"
-    held_out = folder / "held_out"
-    table = record_prompts(prompts, settings, tabular.attempts, held_out, lanes, tabular.shard_size, rollouts)
+    table = recording.record(prompts, "held_out")
     words = f"{len(table)} prompts of the training source that were held out of training"
     return measured_frontier(policy, make_mdp(table, settings), settings), words
+
+
+def train_on_table(
+    model: BaseAlgorithm, mdp: TabularMDP, recording: Recording, algorithm: str, seed: int, device: str = "auto"
+) -> None:
+    """Trains on the table and copies the weights into ``model``; a run that finished this before reads them.
+
+    The weights are in ``table_policy`` in the run's folder, with the state of the random generators afterwards, so that
+    a resumed run continues as if uninterrupted.
+
+    Args:
+        model: the agent of the live environment.
+        mdp: the decision process on the table.
+        recording: of the run.
+        algorithm: its name.
+        seed: of the networks and of the draws.
+        device: of the policy network.
+
+    Raises:
+        RunFolderError: when the weights cannot be written.
+    """
+    settings, tabular, folder = recording.settings, recording.tabular, recording.folder
+    made_from = [
+        mdp.table.identity,
+        [mdp.table.prompt_ids, mdp.table.seeds.tolist()],
+        described({"process": mdp.transitions, "utility": mdp.utility, "reward": settings.reward}),
+        [settings.keys(), settings.cost_range()],
+        json.loads(json.dumps(asdict(tabular), default=str)),
+        [algorithm, seed],
+    ]
+    path = folder / "table_policy" / f"{digest_of(made_from)[:12]}.pt"
+    state = _read(path)
+    if state is None:
+        learner = learn_on_table(mdp, settings, tabular, algorithm, seed, folder, device)
+        state = {"policy": plain_copy(learner.policy.state_dict()), "rng": rng_state()}
+        path.parent.mkdir(exist_ok=True)
+        with whole_file(path) as file:
+            torch.save(state, file)
+        print(f"trained on the table for {tabular.total_timesteps} decisions", flush=True)
+    else:
+        print(f"trained on the table before: {path}", flush=True)
+    model.policy.load_state_dict(state["policy"])
+    set_rng_state(state["rng"])
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    if not path.is_file():
+        return None
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        return state
+    except Exception as error:  # whatever a damaged file raises: an hour of decisions is made again
+        warnings.warn(
+            f"{path} cannot be read ({type(error).__name__}: {error}); training on the table again", stacklevel=2
+        )
+        return None
 
 
 def learn_on_table(
@@ -255,7 +228,7 @@ def learn_on_table(
         shown = Demonstrations(TabularVecEnv(mdp, settings, tabular.lanes, seed + 1), played, tabular.imitate)
         same = imitate(learner, shown, seed=seed)
         print(f"imitated {len(shown)} decisions of the best rules: {same:.1%} of the actions agree", flush=True)
-    watch = TableWatch(mdp, settings, tabular.watch_every)
+    watch = TableWatch(mdp, settings)
     if folder is not None:
         learner.set_logger(configure(str(folder / "tensorboard" / "table"), ["tensorboard"]))
     learner.learn(tabular.total_timesteps, callback=watch)
@@ -270,15 +243,14 @@ class TableWatch(BaseCallback):
     Args:
         mdp: the decision process on the table.
         settings: of the environment.
-        every: updates between two measurements.
 
     Attributes:
         history: results of each measurement, with the number of decisions before it.
     """
 
-    def __init__(self, mdp: TabularMDP, settings: EnvSettings, every: int) -> None:
+    def __init__(self, mdp: TabularMDP, settings: EnvSettings) -> None:
         super().__init__()
-        self.mdp, self.settings, self.every = mdp, settings, every
+        self.mdp, self.settings = mdp, settings
         self.observer = mdp.table.observer(settings.keys())
         self.reward = make_reward(settings.reward)
         self.rollouts = 0
@@ -289,7 +261,7 @@ class TableWatch(BaseCallback):
 
     def _on_rollout_end(self) -> None:
         self.rollouts += 1
-        if self.rollouts % self.every == 1:
+        if self.rollouts % WATCH_EVERY == 1:
             self.scores()
 
     def _on_training_end(self) -> None:

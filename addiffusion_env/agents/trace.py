@@ -21,7 +21,7 @@ from addiffusion_env.samplers.base import Sampler
 from addiffusion_env.scorers.image_scores import ImageScores
 
 StepCallback = Callable[[Any, int, float, dict[str, Any]], "Mapping[str, Any] | None"]
-"""``callback(pipe, step, timestep, callback_kwargs)``, as diffusers has it; see :class:`StepEnd`."""
+"""``callback(pipe, step, timestep, callback_kwargs)``, as diffusers has it; see :class:`StepCalls`."""
 
 CALLBACK_TENSORS = ("latents", "x0")
 
@@ -119,8 +119,7 @@ def scores_of(scores: ImageScores | None) -> tuple[float, float]:
     return (float("nan"),) * 2 if scores is None else (float(scores.preference[0]), float(scores.clip_score[0]))
 
 
-@dataclass(frozen=True)
-class StepEnd:
+class StepCalls(EpisodeObserver):
     """Calls the user's function after every evaluation that advances a lane, as diffusers' pipelines do.
 
     The engine works on many images at once, so the function is called once per image and step: ``step`` counts that
@@ -130,35 +129,33 @@ class StepEnd:
     Evaluations that do not advance a lane (attention and phrase maps of a refinement) are not reported. Samplers that
     run a whole diffusers pipeline (``lcm``, ``turbo``, ``sag``, ``attend_excite``, ``fbcache``) make no calls.
 
-    Attributes:
+    Args:
         pipe: passed to the function as its first argument.
         backbone: defines the timesteps.
         function: ``callback(pipe, step, timestep, callback_kwargs) -> dict``.
         tensors: which of :data:`CALLBACK_TENSORS` are passed: ``latents`` after the step, and the clean prediction
             ``x0``, each (1, C, H, W).
+        job: the image.
     """
 
-    pipe: Any
-    backbone: Backbone
-    function: StepCallback
-    tensors: Sequence[str] = ("latents",)
+    def __init__(self, pipe: Any, backbone: Backbone, function: StepCallback, tensors: Sequence[str], job: Job) -> None:
+        self.pipe, self.backbone, self.function, self.tensors, self.job = pipe, backbone, function, tensors, job
+        self.step = 0
 
-    def __post_init__(self) -> None:
-        for name in self.tensors:
-            if name not in CALLBACK_TENSORS:
-                raise unknown("callback_on_step_end_tensor_inputs", name, CALLBACK_TENSORS)
-
-    def __call__(self, job: Job, step: int, request: Evaluate, outcome: Outcome) -> Outcome:
+    def evaluated(self, request: Evaluate, outcome: Outcome) -> Outcome:
         """Calls the function for one step; returns the outcome with the replacements that it returns.
 
         Raises:
             ConfigError: when it returns anything but a mapping or ``None``, or latents of another shape.
         """
+        if request.sigma_next is None:
+            return outcome
         timestep = float(self.backbone.timesteps(request.latents.sigma)[0])
         values = {"latents": outcome.latents.x, "x0": outcome.x0}
         given: dict[str, Any] = {name: values[name] for name in self.tensors}
-        given.update(index=job.index, prompt=job.prompt.text, seed=job.seed)
-        answer = self.function(self.pipe, step, timestep, given)
+        given.update(index=self.job.index, prompt=self.job.prompt.text, seed=self.job.seed)
+        answer = self.function(self.pipe, self.step, timestep, given)
+        self.step += 1
         if answer is None:
             return outcome
         if not isinstance(answer, Mapping):
@@ -175,31 +172,24 @@ class StepEnd:
         return outcome._replace(latents=replace(outcome.latents, x=latents.to(outcome.latents.x)))
 
 
-class StepCalls(EpisodeObserver):
-    """Calls the user's function after each step of one image.
-
-    Args:
-        step_end: calls it.
-        job: the image.
-    """
-
-    def __init__(self, step_end: StepEnd, job: Job) -> None:
-        self.step_end, self.job, self.step = step_end, job, 0
-
-    def evaluated(self, request: Evaluate, outcome: Outcome) -> Outcome:
-        """Evaluations that do not advance the lane are not reported."""
-        if request.sigma_next is None:
-            return outcome
-        self.step += 1
-        return self.step_end(self.job, self.step - 1, request, outcome)
+def check_tensors(names: Sequence[str]) -> None:
+    """Refuses a tensor that callbacks do not receive with :class:`.UnknownNameError`, which names the nearest one."""
+    for name in names:
+        if name not in CALLBACK_TENSORS:
+            raise unknown("callback_on_step_end_tensor_inputs", name, CALLBACK_TENSORS)
 
 
 def traced(
-    job: Job, sampler: Sampler, process: ProcessConfig, backbone: Backbone, step_end: StepEnd | None, keep: bool
+    job: Job,
+    sampler: Sampler,
+    process: ProcessConfig,
+    backbone: Backbone,
+    calls: Callable[[Job], StepCalls] | None,
+    keep: bool,
 ) -> Generator[Request, Any, tuple[Job, Episode, Trace | None]]:
     """A sampler's coroutine for a job; returns the job, its episode and, if requested, its trace."""
     decisions = Decisions()
-    observers = [*([decisions] if keep else []), *([] if step_end is None else [StepCalls(step_end, job)])]
+    observers = [*([decisions] if keep else []), *([] if calls is None else [calls(job)])]
     coroutine = sampler.coroutine(backbone, process, job.prompt, job.seed)
     episode = yield from observed(coroutine, observers) if observers else coroutine
     return job, episode, trace_of(job, episode, decisions, sampler, backbone) if keep else None

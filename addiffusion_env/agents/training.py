@@ -19,18 +19,17 @@ from addiffusion_env import __version__
 from addiffusion_env.agents.algorithms import (
     algorithm_settings,
     check_algorithm,
-    check_group,
     make_model,
     table_settings,
 )
 from addiffusion_env.agents.checkpoints import checkpoints, read_latest, restore
+from addiffusion_env.agents.factory import is_remote
 from addiffusion_env.agents.policy import describe_network
 from addiffusion_env.agents.policy_file import FRONTIER_OF, PolicyConfig, describe_policy, load_config, save_policy
-from addiffusion_env.agents.tabular_training import TabularConfig
+from addiffusion_env.agents.recording import TabularConfig
 from addiffusion_env.backbones.fingerprint import digest_of
-from addiffusion_env.backbones.identity import difference_words, listed
-from addiffusion_env.backbones.identity import differences as identity_differences
-from addiffusion_env.config import check_removed, differences, renamed
+from addiffusion_env.backbones.identity import difference_words, differences, listed
+from addiffusion_env.config import REMOVED, check_removed, renamed
 from addiffusion_env.errors import ConfigError, ResumeError, RunFolderError, WeightsError, WorkerError
 from addiffusion_env.files import read_json, write_text
 from addiffusion_env.settings import Ge, Settings
@@ -46,11 +45,10 @@ class TrainingConfig(Settings):
     Attributes:
         plugins: modules to import first; see :mod:`addiffusion_env.plugins`.
         run_dir: folder of checkpoints, log, policy and report.
-        resume: ``"auto"`` or ``"never"``.
+        resume: ``"auto"`` to continue from the newest checkpoint, or ``"never"``.
         seed: lane i's episodes come from ``seed + i``.
         device: of the policy network.
         algorithm: see :func:`.find_algorithm`.
-        vec_env: see :func:`.make_vec_env`.
         lanes: number of parallel episodes, or ``"auto"``.
         max_faults: number of episodes that may be dropped.
         total_timesteps: decisions on the live environment, 0 or more.
@@ -61,7 +59,7 @@ class TrainingConfig(Settings):
         algorithm_kwargs: those of any algorithm; see :func:`.algorithm_settings`.
         tabular: see :class:`.TabularConfig`; ``None`` trains on the live environment alone.
         report: keys of ``configs/eval.yaml``; ``None`` for no report.
-        rollouts: ``kind: local``, or ``kind: ray`` and its settings.
+        rollouts: see :func:`.is_remote`.
         plan: whether to print the cost of the training instead.
 
     Raises:
@@ -76,7 +74,6 @@ class TrainingConfig(Settings):
     seed: Annotated[int, Ge(0)]
     device: str
     algorithm: str
-    vec_env: str
     lanes: int | str
     max_faults: Annotated[int, Ge(0)]
     total_timesteps: Annotated[int, Ge(0)]
@@ -94,6 +91,9 @@ class TrainingConfig(Settings):
         super().__post_init__()
         if self.seed > HIGHEST_SEED:
             raise ConfigError(f"seed must be at most {HIGHEST_SEED}, got {self.seed}", "use a lower one")
+        if self.resume not in ("auto", "never"):
+            raise ConfigError(f"resume must be auto or never, got {self.resume!r}", self.see)
+        is_remote(self.rollouts)
         if self.tabular is None and self.total_timesteps == 0:
             raise ConfigError(
                 "total_timesteps is 0 and tabular is null: nothing would be trained", "total_timesteps=4096"
@@ -121,9 +121,8 @@ def algorithm_and_table(
         ConfigError: for settings that are unknown or would not take effect.
     """
     name = config["algorithm"]
-    chosen = algorithm_settings(name, config["ppo"], config["algorithm_kwargs"])
+    chosen = algorithm_settings(name, config["ppo"], config["algorithm_kwargs"], overrides)
     check_algorithm(name, chosen)
-    check_group(name, overrides)
     if config["tabular"] is None:
         return chosen, None
     tabular = TabularConfig.of(config["tabular"])
@@ -184,16 +183,15 @@ def remember_config(folder: Path, config: Mapping[str, Any], resume: bool) -> No
         RunFolderError: when it cannot be written.
     """
     path = folder / "config.json"
-    if resume and path.is_file() and has_begun(folder):
-        old = renamed(_remembered(path), note=False)
+    if (stored := _remembered(path, resume)) is not None:
+        old = renamed(stored, note=False)
         before, now = (
-            {key: value for key, value in made.items() if key not in MAY_CHANGE and value is not None}
+            {key: value for key, value in made.items() if key not in (*MAY_CHANGE, *REMOVED) and value is not None}
             for made in (old, config)
         )
-        changed = list(differences(before, now))
-        if changed:
+        if changed := differences(before, now):
             raise ResumeError(
-                f"run {folder} was made with another configuration ({'; '.join(changed)})",
+                f"run {folder} was made with another configuration ({listed(changed)})",
                 "put those keys back, choose another run_dir, or delete the folder to start again",
             )
     write_text(path, json.dumps(dict(config), indent=2))
@@ -221,8 +219,8 @@ def hold_to_identity(folder: Path, env: VecMonitor, resume: bool) -> dict[str, A
                 "give all machines the same weights, packages and kind of device",
             )
     path = folder / IDENTITY_FILE
-    if resume and path.is_file() and has_begun(folder):
-        lines = identity_differences(_remembered(path), found)
+    if (stored := _remembered(path, resume)) is not None:
+        lines = differences(stored, found)
         mild = [line for line in lines if line.startswith("packages.") or line.partition(": ")[0].endswith(".device")]
         if len(mild) < len(lines):
             raise ResumeError(
@@ -235,8 +233,10 @@ def hold_to_identity(folder: Path, env: VecMonitor, resume: bool) -> dict[str, A
     return found
 
 
-def _remembered(path: Path) -> dict[str, Any]:
-    """What a run has stored in a file."""
+def _remembered(path: Path, resume: bool) -> dict[str, Any] | None:
+    """What a run that is resumed has stored in a file; ``None`` where there is nothing to go on from."""
+    if not (resume and path.is_file() and has_begun(path.parent)):
+        return None
     try:
         return read_json(path)
     except WeightsError as error:
@@ -248,7 +248,8 @@ def resume_or_make(
 ) -> tuple[BaseAlgorithm, dict[str, Any] | None]:
     """The agent of the newest checkpoint, or a new one; and the checkpoint's state, or ``None``.
 
-    Global random generators are restored too, so that the run continues as if uninterrupted.
+    Global random generators are restored too, so that the run continues as if uninterrupted. TensorBoard files go to
+    ``tensorboard`` in the run's folder.
 
     Raises:
         UnknownNameError: for an unknown algorithm.
@@ -258,29 +259,14 @@ def resume_or_make(
     state = read_latest(folder / "checkpoints") if resume else None
     if state is not None:
         restore(model, env, state)
-    return model, state
-
-
-def attach_logger(model: BaseAlgorithm, folder: Path) -> None:
-    """TensorBoard files go to ``<run>/tensorboard``; a resumed run appends to the same folder."""
     model.set_logger(configure(str(folder / "tensorboard"), ["tensorboard"]))
+    return model, state
 
 
 def last_return(model: BaseAlgorithm) -> float:
     """Mean return of the last 100 training episodes (of all, if fewer have ended); NaN before the first one ends."""
     episodes = [] if model.ep_info_buffer is None else [episode["r"] for episode in model.ep_info_buffer]
     return float(np.mean(episodes)) if episodes else float("nan")
-
-
-def wants_resume(resume: Any) -> bool:
-    """Reads ``resume``.
-
-    Raises:
-        ConfigError: unless it is ``auto`` or ``never``.
-    """
-    if resume not in ("auto", "never"):
-        raise ConfigError(f"resume must be auto or never, got {resume!r}", "auto continues from the newest checkpoint")
-    return bool(resume == "auto")
 
 
 def exported_at(folder: Path) -> int | None:

@@ -13,9 +13,9 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from addiffusion_env import __version__
-from addiffusion_env.agents.hub_policy import HubPolicy
+from addiffusion_env.agents.learned import load_sampler
 from addiffusion_env.agents.policy_file import FRONTIER_OF, PolicyConfig
-from addiffusion_env.agents.rule_policy import MeasuredRule, save_rules
+from addiffusion_env.agents.rule_policy import save_rules
 from addiffusion_env.agents.untrained import DECISIONS, SCHEDULE, default_settings, scorers_there
 from addiffusion_env.backbones.base import Backbone
 from addiffusion_env.backbones.fingerprint import digest_of
@@ -43,7 +43,7 @@ from addiffusion_env.samplers.checked_attempts import CheckedAttempts
 from addiffusion_env.scorers.image_scores import ImageScorers, NoScorers
 from addiffusion_env.tabular.mdp import Transitions
 from addiffusion_env.tabular.recorder import Recorder
-from addiffusion_env.tabular.rules import costs_of
+from addiffusion_env.tabular.rules import MeasuredRule, costs_of
 from addiffusion_env.tabular.table import AttemptTable
 
 SEEDS = 8
@@ -144,7 +144,7 @@ def calibrate(
     table = None if run.blind else run.record(recorded, minutes * 60, progress_bar)
     rules = run.save(table, minutes)
     report = write_report(run.folder, run.backbone, run.scorers, shown, lanes, progress_bar)
-    url = "" if push_to_hub is None else HubPolicy.from_pretrained(run.folder).push_to_hub(push_to_hub)
+    url = "" if push_to_hub is None else load_sampler(run.folder).push_to_hub(push_to_hub)
     return Calibration(run.folder, tuple(rules), report, 0 if table is None else len(table), url)
 
 
@@ -264,7 +264,7 @@ class _Run:
                     break
                 bar.total = min(len(images), first + shard * max(1, round((limit - progress.spent) / (pace * shard))))
                 begun = time.monotonic()
-                parts.append(recorder.record_shards(chunk, path.parent, self.lanes, len(chunk)))
+                parts.append(recorder.shard(chunk, path, self.lanes))
                 if new:
                     progress.add(len(chunk), time.monotonic() - begun)
                     pace = progress.pace or pace
@@ -293,7 +293,7 @@ class _Run:
             about = "no prompt: no scorer was there"
         else:
             measured = measured_rules(table, Transitions.of(self.backbone, self.process))
-            rules = best_at_some_cost([MeasuredRule.from_outcomes(one) for one in measured])
+            rules = best_at_some_cost([one.measured() for one in measured])
             costs, calibrator = costs_of(rules), fit(table)
             about = f"{len(table)} recorded images, judged by calibrators that were fitted to other prompts"
         made = {"kind": "calibrated rule" if calibrator else "early exit", "prompts": len(table) if table else 0}

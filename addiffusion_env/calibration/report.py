@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from tqdm.auto import tqdm
 
+from addiffusion_env.agents.learned import load_sampler
 from addiffusion_env.agents.rule_policy import RulePolicy
 from addiffusion_env.backbones.base import Backbone
 from addiffusion_env.envs.settings import EnvSettings
@@ -43,7 +44,8 @@ def write_report(
     Raises:
         RunFolderError: when the folder cannot be written.
     """
-    policy = RulePolicy.from_run(folder)
+    policy = load_sampler(folder)
+    assert isinstance(policy, RulePolicy)
     policy.name = f"policy:{folder.name}@{policy.cost_per_nfe:.3g}"
     samplers: list[Sampler] = [AlwaysContinue(), policy]
     base = EnvSettings(refine="off").process(backbone.capabilities, backbone.name)

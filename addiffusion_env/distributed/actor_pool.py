@@ -9,9 +9,13 @@ import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar
 
+import torch
+
+from addiffusion_env.backbones.identity import difference_words
+from addiffusion_env.config import removed_in
 from addiffusion_env.errors import ConfigError, MissingPackageError, WorkerError
 from addiffusion_env.plugins import load_plugins, loaded_plugins
 from addiffusion_env.settings import Gt, Settings
@@ -21,6 +25,9 @@ PATIENT = 30.0
 
 POLL = 0.01
 """Minimum time-out in seconds, so that an answer that is ready is received even after its deadline."""
+
+OBJECT_STORE = 200 * 2**20
+"""Object store memory of a local Ray, in bytes."""
 
 START_ATTEMPTS = 3
 """How often starting a local Ray is attempted: on a busy machine the first start may time out."""
@@ -32,36 +39,36 @@ class RayConfig(Settings):
 
     Attributes:
         workers: number of actors.
-        lanes: total number of lanes, distributed as evenly as possible; ``None`` leaves it to the caller.
-        cpus: cores (and torch threads) per worker; ``None`` divides the cluster's cores.
+        cpus: cores (and torch threads) per worker; ``None`` divides the cluster's cores; below 1 if there are fewer
+            cores than workers.
         gpus: GPUs per worker, a fraction to share one; ``None`` divides the cluster's GPUs, at most one each.
         timeout: seconds after which a worker that has not answered counts as hung.
         start_timeout: seconds for a worker to start and load its weights.
         patience: how often in a row a worker may be lost before an error is raised.
         address: address of a running Ray cluster; ``None`` for ``$RAY_ADDRESS``, or a local Ray if that is not set.
-        object_store_mb: object store memory of a local Ray, in MiB.
     """
 
     section: ClassVar[str] = "rollouts"
-    retired: ClassVar[Mapping[str, str]] = {
-        "thumbnails": "leave it out: workers send images of at most 64 pixels a side"
-    }
+    retired: ClassVar[Mapping[str, str]] = removed_in(section)
 
     workers: Annotated[int, Gt(0)] = 2
-    lanes: int | None = None
     cpus: float | None = None
     gpus: float | None = None
     timeout: Annotated[float, Gt(0)] = 600.0
     start_timeout: Annotated[float, Gt(0)] = 900.0
     patience: Annotated[int, Gt(0)] = 3
     address: str | None = None
-    object_store_mb: Annotated[int, Gt(0)] = 200
 
     @classmethod
     def of(cls, given: Mapping[str, Any] | RayConfig) -> RayConfig:
         """From configuration, without the key ``kind``, which the caller reads; see :meth:`.Settings.of`."""
         kept = {key: value for key, value in given.items() if key != "kind"} if isinstance(given, Mapping) else given
         return super().of(kept)
+
+    @property
+    def threads(self) -> int:
+        """Number of torch threads of a worker."""
+        return max(1, int(self.cpus or 1))
 
     def shares(self, lanes: int) -> list[range]:
         """The lanes of each worker: consecutive ranges whose sizes differ by at most one.
@@ -79,21 +86,6 @@ class RayConfig(Settings):
         size, more = divmod(lanes, self.workers)
         starts = [index * size + min(index, more) for index in range(self.workers + 1)]
         return [range(*pair) for pair in zip(starts[:-1], starts[1:], strict=True)]
-
-
-@dataclass(frozen=True)
-class Resources:
-    """The resources of one worker.
-
-    Attributes:
-        cpus: cores reserved by Ray; below 1 if there are fewer cores than workers.
-        gpus: GPUs reserved by Ray.
-        threads: number of torch threads.
-    """
-
-    cpus: float
-    gpus: float
-    threads: int
 
 
 class LostWorkerError(Exception):
@@ -130,7 +122,7 @@ class BaseWorker:
     """Base class of all actors.
 
     Attributes:
-        setup: initialises the worker; its first argument is the number of torch threads.
+        setup: initialises the worker.
     """
 
     setup: Callable[..., None]
@@ -141,10 +133,24 @@ class BaseWorker:
 
         return os.getpid(), ray.get_runtime_context().get_node_id()
 
-    def start(self, plugins: Sequence[str], *arguments: Any) -> None:
-        """Imports the plugins of the parent process, then calls ``setup``."""
+    def start(self, plugins: Sequence[str], threads: int, *arguments: Any) -> None:
+        """Imports the plugins of the parent process, sets the number of torch threads, then calls ``setup``."""
         load_plugins(plugins)
+        torch.set_num_threads(threads)
         self.setup(*arguments)
+
+    @staticmethod
+    def check_identity(planned: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+        """Checks that a worker holds what the process that asks holds: its results would be labelled incorrectly.
+
+        Raises:
+            WorkerError: when it has other weights, precision or packages.
+        """
+        if own != planned:
+            raise WorkerError(
+                f"a Ray worker would generate other images than planned: {difference_words(planned, own)}",
+                "give all machines the same weights and packages, and set the device and the dtype",
+            )
 
 
 def import_ray() -> Any:
@@ -193,7 +199,7 @@ def start_ray(config: RayConfig) -> bool:
                 address="local",  # never another user's Ray that runs on this machine
                 num_cpus=os.cpu_count(),
                 include_dashboard=False,
-                object_store_memory=config.object_store_mb * 2**20,
+                object_store_memory=OBJECT_STORE,
                 log_to_driver=False,
             )
             break
@@ -204,28 +210,29 @@ def start_ray(config: RayConfig) -> bool:
     return True
 
 
-def resources_of(config: RayConfig, resources: Mapping[str, float], device: str = "auto") -> Resources:
-    """Divides the resources of a cluster among the workers.
+def with_shares(config: RayConfig, resources: Mapping[str, float], device: str = "auto") -> RayConfig:
+    """The configuration with the cores and GPUs of each worker, where they are not given: equal shares of a cluster's.
 
     Args:
         config: the configuration.
         resources: Ray's ``CPU`` and ``GPU`` of the whole cluster.
         device: the environment's device; ``cpu`` needs no GPU.
 
-    >>> resources_of(RayConfig(workers=2), {"CPU": 16, "GPU": 1})
-    Resources(cpus=8.0, gpus=0.5, threads=8)
-    >>> resources_of(RayConfig(workers=4), {"CPU": 2})
-    Resources(cpus=0.5, gpus=0.0, threads=1)
+    >>> shared = with_shares(RayConfig(workers=2), {"CPU": 16, "GPU": 1})
+    >>> shared.cpus, shared.gpus, shared.threads
+    (8.0, 0.5, 8)
+    >>> shared = with_shares(RayConfig(workers=4), {"CPU": 2})
+    >>> shared.cpus, shared.gpus, shared.threads
+    (0.5, 0.0, 1)
     """
-    cpus = config.cpus
+    cpus, gpus = config.cpus, config.gpus
     if cpus is None:
         cpus = resources.get("CPU", 1.0) / config.workers
         cpus = float(math.floor(cpus)) if cpus >= 1 else math.floor(cpus * 1000) / 1000
-    gpus = config.gpus
     if gpus is None:
         gpus = 0.0 if device == "cpu" else min(1.0, resources.get("GPU", 0.0) / config.workers)
         gpus = math.floor(gpus * 1000) / 1000
-    return Resources(cpus, gpus, max(1, int(cpus)))
+    return replace(config, cpus=cpus, gpus=gpus)
 
 
 class ActorPool:
@@ -233,9 +240,9 @@ class ActorPool:
 
     Args:
         config: number of workers and their resources.
-        kind: a subclass of :class:`BaseWorker` with ``setup(threads, *arguments)``, whose errors are raised here.
+        kind: a subclass of :class:`BaseWorker`, the errors of whose ``setup`` are raised here.
         arguments: the arguments of each worker's ``setup``.
-        device: see :func:`resources_of`.
+        device: see :func:`with_shares`.
 
     Raises:
         MissingPackageError: if Ray is not installed.
@@ -245,10 +252,9 @@ class ActorPool:
     def __init__(
         self, config: RayConfig, kind: type[BaseWorker], arguments: Sequence[tuple[Any, ...]], device: str = "auto"
     ) -> None:
-        self.config = config
         self._ours = start_ray(config)
         self._ray = import_ray()
-        self.resources = resources_of(config, self._ray.cluster_resources(), device)
+        self.config = with_shares(config, self._ray.cluster_resources(), device)
         self._actor = self._ray.remote(kind)
         self._arguments = list(arguments)
         self.actors: list[Actor] = []
@@ -266,12 +272,12 @@ class ActorPool:
 
     def _create(self) -> Any:
         # Ray must not restart an actor itself: a new one must be set up, and its lanes reset, before it is called.
-        options = {"num_cpus": self.resources.cpus, "num_gpus": self.resources.gpus, "max_restarts": 0}
+        options = {"num_cpus": self.config.cpus, "num_gpus": self.config.gpus, "max_restarts": 0}
         return self._actor.options(**options, scheduling_strategy="SPREAD").remote()
 
     def _set_up(self, actor: Actor, index: int) -> tuple[Any, Any]:
         arguments = self._arguments[index]
-        started = actor.handle.start.remote(loaded_plugins(), self.resources.threads, *arguments)
+        started = actor.handle.start.remote(loaded_plugins(), self.config.threads, *arguments)
         return actor.handle.where.remote(), started
 
     def _settle(self, actor: Actor, refs: tuple[Any, Any]) -> None:
@@ -283,7 +289,7 @@ class ActorPool:
 
     def _warn_waiting(self) -> None:
         """Warns why a worker may not have started: Ray waits silently for resources that are in use."""
-        wanted = {"CPU": self.resources.cpus, "GPU": self.resources.gpus}
+        wanted = {"CPU": self.config.cpus, "GPU": self.config.gpus}
         free = self._ray.available_resources()
         needs = ", ".join(f"{need:g} {name} ({free.get(name, 0.0):g} free)" for name, need in wanted.items() if need)
         warnings.warn(
@@ -293,9 +299,9 @@ class ActorPool:
             stacklevel=4,
         )
 
-    def ask(self, index: int, method: str, *arguments: Any) -> Any:
+    def ask(self, index: int, method: str, *arguments: Any, **named: Any) -> Any:
         """Calls a worker's method; returns Ray's reference to the result."""
-        return getattr(self.actors[index].handle, method).remote(*arguments)
+        return getattr(self.actors[index].handle, method).remote(*arguments, **named)
 
     def answer(self, index: int, ref: Any, until: float) -> Any:
         """Waits for a worker's result.

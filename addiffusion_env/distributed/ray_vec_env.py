@@ -5,19 +5,96 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from itertools import chain
+from typing import Any, NamedTuple
 
 import numpy as np
+from PIL import Image
 
-from addiffusion_env.distributed.actor_pool import ActorPool, LostWorkerError, RayConfig
-from addiffusion_env.distributed.lane_worker import LaneWorker, WorkerReset, WorkerStep
+from addiffusion_env.distributed.actor_pool import ActorPool, BaseWorker, LostWorkerError, RayConfig
 from addiffusion_env.engine.lane import FaultCount
 from addiffusion_env.envs.sb3_env import AdDiffusionVecEnv, SharedVecEnv
 from addiffusion_env.envs.settings import EnvSettings
+from addiffusion_env.envs.slot import info_of
 from addiffusion_env.errors import ConfigError, NumericsError, ResumeError, WorkerError
 from addiffusion_env.rewards import make_reward
 
 Observation = dict[str, np.ndarray]
+
+THUMBNAIL = 64
+"""Maximum side, in pixels, of the finished images that workers send."""
+
+
+class Lanes(NamedTuple):
+    """The ``k`` lanes of a worker after a reset or a step.
+
+    At the end of an episode the observation is the first of the next one, the info that of the ended one, as SB3 has
+    it.
+
+    Attributes:
+        observation: key -> (k, dim) float32.
+        infos: one dict per lane.
+        masks: (k, 3) bool, legal actions.
+        reward: (k,) float32.
+        done: (k,) bool.
+        reset_infos: lane -> the info of the new episode, for lanes that were reset in a step.
+    """
+
+    observation: Observation
+    infos: list[dict[str, Any]]
+    masks: np.ndarray
+    reward: np.ndarray
+    done: np.ndarray
+    reset_infos: dict[int, dict[str, Any]]
+
+
+class LaneWorker(BaseWorker):
+    """The Ray actor of rollouts: one vector environment on its own device; latents stay in its process."""
+
+    env: AdDiffusionVecEnv
+
+    def setup(self, settings: Mapping[str, Any], lanes: int) -> None:
+        """Loads the model; ``settings`` are keyword arguments of the environment."""
+        self.env = AdDiffusionVecEnv(lanes, **settings)
+
+    def begin(self, places: Sequence[tuple[int, int]], options: Sequence[Mapping[str, Any]]) -> Lanes:
+        """Begins an episode in every lane.
+
+        Args:
+            places: (seed of the lane, index of its episode) for each lane.
+            options: reset options of each lane.
+        """
+        episodes, k = self.env.episodes, len(places)
+        begun = episodes.begin_all(range(k), [seed for seed, _ in places], options, [first for _, first in places])
+        self.env.view.reset()
+        infos = [_reduced(info_of(begun, lane)) for lane in range(k)]
+        still = np.zeros(k, np.float32), np.zeros(k, bool)
+        return Lanes(episodes.observe(), infos, self.env.action_masks(), *still, {})
+
+    def step(self, actions: np.ndarray) -> Lanes:
+        """Takes one action in every lane; a lane whose episode ends begins its next one."""
+        self.env.step_async(actions)
+        observation, reward, done, infos = self.env.step_wait()
+        begun = {int(lane): _reduced(dict(self.env.reset_infos[lane])) for lane in np.flatnonzero(done)}
+        return Lanes(observation, [_reduced(info) for info in infos], self.env.action_masks(), reward, done, begun)
+
+    def call(self, name: str, *arguments: Any, **named: Any) -> Any:
+        """Calls a method of the vector environment."""
+        return getattr(self.env, name)(*arguments, **named)
+
+
+def _reduced(info: dict[str, Any]) -> dict[str, Any]:
+    """An info with a thumbnail instead of its image, and an empty ``worker_lost``."""
+    return {**info, "image": thumbnail(info["image"]), "worker_lost": ""}
+
+
+def thumbnail(pixels: np.ndarray, side: int = THUMBNAIL) -> np.ndarray:
+    """Shrinks a (h, w, 3) uint8 image so that no side exceeds ``side``; smaller images are returned unchanged."""
+    if max(pixels.shape[:2]) <= side:
+        return pixels
+    small = Image.fromarray(pixels)
+    small.thumbnail((side, side))
+    return np.asarray(small)
 
 
 @dataclass
@@ -76,7 +153,8 @@ class RayVecEnv(SharedVecEnv):
         arguments = [(settings, len(share)) for share in self.shares]
         self.pool = ActorPool(config, LaneWorker, arguments, checked.device)
         self._lost: dict[int, LostWorkerError] = {}
-        spaces = [self._answer(0, self.pool.ask(0, "get", name)) for name in ("observation_space", "action_space")]
+        names = ("observation_space", "action_space")
+        spaces = [self._answer(0, self.pool.ask(0, "call", "get_attr", name))[0] for name in names]
         super().__init__(num_envs, *spaces)
         self._first_seed: int | None = seed
         self._lane_seeds = np.zeros(num_envs, dtype=np.int64)
@@ -117,7 +195,7 @@ class RayVecEnv(SharedVecEnv):
         share = self.shares[worker]
         return self.pool.ask(worker, "begin", self._places(worker), options[share.start : share.stop])
 
-    def _begin(self, worker: int, options: Sequence[Mapping[str, Any]], ref: Any = None) -> WorkerReset:
+    def _begin(self, worker: int, options: Sequence[Mapping[str, Any]], ref: Any = None) -> Lanes:
         """Resets a worker's lanes; a worker that is lost meanwhile is replaced and its lanes reset again."""
         while True:
             try:
@@ -139,7 +217,7 @@ class RayVecEnv(SharedVecEnv):
 
     def step_wait(self) -> tuple[Observation, np.ndarray, np.ndarray, list[dict[str, Any]]]:  # type: ignore[override]
         """Waits for every worker, and replaces those that are lost."""
-        answers: dict[int, WorkerStep] = {}
+        answers: dict[int, Lanes] = {}
         for worker, ref in self._asked.items():
             try:
                 answers[worker] = self.pool.answer(worker, ref, self._until)
@@ -147,7 +225,7 @@ class RayVecEnv(SharedVecEnv):
                 self._lost[worker] = error
         self._asked = {}
         self._count_faults(answers)
-        parts: list[WorkerStep] = [answers.get(worker) or self._recover(worker) for worker in range(len(self.shares))]
+        parts: list[Lanes] = [answers.get(worker) or self._recover(worker) for worker in range(len(self.shares))]
         self._lost.clear()
         self._observation = _stack([part.observation for part in parts])
         self._masks = np.concatenate([part.masks for part in parts])
@@ -162,14 +240,14 @@ class RayVecEnv(SharedVecEnv):
             self._episodes[lanes] += done[lanes]
         return dict(self._observation), reward, done, infos
 
-    def _count_faults(self, answers: Mapping[int, WorkerStep]) -> None:
+    def _count_faults(self, answers: Mapping[int, Lanes]) -> None:
         """Counts the episodes dropped by all workers, to which ``max_faults`` applies."""
         for part in answers.values():
             for info in part.infos:
                 if info["fault"]:
                     self.dropped.drop(NumericsError(info["fault"], "raise max_faults, or change the prompt"))
 
-    def _recover(self, worker: int) -> WorkerStep:
+    def _recover(self, worker: int) -> Lanes:
         """Replaces a lost worker; the episodes of its lanes are truncated and the next ones begun."""
         error, share = self._lost[worker], self.shares[worker]
         self._count(error, len(share))
@@ -186,8 +264,8 @@ class RayVecEnv(SharedVecEnv):
             }
             for lane in share
         ]
-        reward, done = np.zeros(len(share), np.float32), np.ones(len(share), dtype=bool)
-        return WorkerStep(reset.observation, infos, reset.masks, reward, done, dict(enumerate(reset.infos)))
+        done = np.ones(len(share), dtype=bool)
+        return reset._replace(infos=infos, done=done, reset_infos=dict(enumerate(reset.infos)))
 
     def _count(self, error: LostWorkerError, episodes: int) -> None:
         self.losses.deaths += error.cause == "died"
@@ -220,11 +298,11 @@ class RayVecEnv(SharedVecEnv):
         It can be loaded with any number of workers, and by :class:`AdDiffusionVecEnv`. The lanes of a worker that does
         not answer are stored at the beginning of their episode.
         """
-        asked = [self.pool.ask(worker, "state") for worker in range(len(self.shares))]
+        asked = [self.pool.ask(worker, "call", "state_dict") for worker in range(len(self.shares))]
         slots: list[Any] = []
         for worker, ref in enumerate(asked):
             try:
-                slots += self._answer(worker, ref)
+                slots += self._answer(worker, ref)["slots"]
             except WorkerError:
                 slots += [{"seed": seed, "episode": episode, "lane": None} for seed, episode in self._places(worker)]
         return {"slots": slots, "faults": self.dropped.count, "losses": asdict(self.losses)}
@@ -241,10 +319,11 @@ class RayVecEnv(SharedVecEnv):
             raise ResumeError(
                 f"the state has {len(slots)} lanes, this environment {self.num_envs}", f"use num_envs={len(slots)}"
             )
-        asked = [
-            self.pool.ask(worker, "load", slots[share.start : share.stop]) for worker, share in enumerate(self.shares)
-        ]
-        self._masks = np.concatenate([self._answer(worker, ref) for worker, ref in enumerate(asked)])
+        parts = [{"slots": slots[share.start : share.stop], "faults": 0} for share in self.shares]
+        asked = [self.pool.ask(worker, "call", "load_state_dict", part) for worker, part in enumerate(parts)]
+        for worker, ref in enumerate(asked):
+            self._answer(worker, ref)
+        self._masks = np.concatenate(self._ask_all("action_masks"))
         for lane, slot in enumerate(slots):
             if slot is not None:
                 self._lane_seeds[lane], self._episodes[lane] = slot["seed"], slot["episode"]
@@ -263,32 +342,28 @@ class RayVecEnv(SharedVecEnv):
 
     def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
         """The attribute of each lane's worker: the lanes of a worker share one environment."""
-        return self._by_lane(self._ask_all("get", attr_name), indices)
+        values = list(chain(*self._ask_all("get_attr", attr_name)))
+        return [values[lane] for lane in self._get_indices(indices)]
 
     def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
         """Sets the attribute in every worker."""
-        self._ask_all("set", attr_name, value)
+        self._ask_all("set_attr", attr_name, value)
 
     def env_method(self, method_name: str, *args: Any, indices: Any = None, **kwargs: Any) -> list[Any]:
-        """Calls a method in every worker, and repeats the result for its lanes.
-
-        ``action_masks`` returns each lane's row of the last step.
-        """
+        """Calls a method in every worker; ``action_masks`` returns each lane's row of the last step."""
         if method_name == "action_masks":
             return [self._masks[lane] for lane in self._get_indices(indices)]
-        return self._by_lane(self._ask_all("call", method_name, args, kwargs), indices)
+        results = list(chain(*self._ask_all("env_method", method_name, *args, **kwargs)))
+        return [results[lane] for lane in self._get_indices(indices)]
 
-    def _ask_all(self, *call: Any) -> list[Any]:
-        asked = [self.pool.ask(worker, *call) for worker in range(len(self.shares))]
+    def _ask_all(self, *call: Any, **named: Any) -> list[Any]:
+        """Calls a method of every worker's vector environment."""
+        asked = [self.pool.ask(worker, "call", *call, **named) for worker in range(len(self.shares))]
         return [self._answer(worker, ref) for worker, ref in enumerate(asked)]
-
-    def _by_lane(self, values: Sequence[Any], indices: Any) -> list[Any]:
-        repeated = [value for value, share in zip(values, self.shares, strict=True) for _ in share]
-        return [repeated[lane] for lane in self._get_indices(indices)]
 
     def get_images(self) -> Sequence[np.ndarray | None]:
         """One frame per lane."""
-        return [frame for frames in self._ask_all("call", "get_images", (), {}) for frame in frames]
+        return list(chain(*self._ask_all("get_images")))
 
 
 def _stack(parts: Sequence[Observation]) -> Observation:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from addiffusion_env.distributed.actor_pool import ActorPool, LostWorkerError, import_ray
+from addiffusion_env.engine.lane import FaultCount
 from addiffusion_env.errors import AdDiffusionError, WorkerError
 
 POLL = 1.0
@@ -52,6 +53,14 @@ class TaskRound:
     def stop(self, error: AdDiffusionError | None) -> None:
         """Starts no further task; the first error is raised when the running ones have ended. ``None`` does nothing."""
         self.trouble = self.trouble or error
+
+    def drop(self, errors: Iterable[AdDiffusionError], faults: FaultCount) -> None:
+        """Counts images that a worker left out; stops when all workers together left out too many."""
+        for error in errors:
+            try:
+                faults.drop(error)
+            except AdDiffusionError as last:
+                self.stop(last)
 
     def answers(self) -> Iterator[tuple[Task, Any]]:
         """Yields tasks with their answers as they finish.

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from addiffusion_env.agents.factory import total_lanes
 from addiffusion_env.agents.tabular_training import TabularConfig, learn_on_table, make_mdp
 from addiffusion_env.agents.training import algorithm_and_table
 from addiffusion_env.backbones.base import Backbone
@@ -47,7 +46,7 @@ def training_cost(config: Mapping[str, Any]) -> RunCost:
     Raises:
         WeightsError: when the model or a scorer cannot be loaded.
     """
-    settings, lanes = EnvSettings.of(**config["env"]), total_lanes(config)
+    settings, lanes = EnvSettings.of(**config["env"]), config["lanes"]
     backbone = load_backbone(settings)
     scorers = load_scorers(backbone, settings.scorers)
     process = settings.process(backbone.capabilities, backbone.name)

@@ -106,41 +106,40 @@ class Recorder:
         return self._table([images[row] for row in kept], [found[row] for row in kept])
 
     def record_shards(
-        self, images: Sequence[tuple[Prompt, int]], folder: Path, lanes: int = 16, shard: int = 32, note: Any = None
+        self, images: Sequence[tuple[Prompt, int]], folder: Path, lanes: int = 16, size: int = 32
     ) -> AttemptTable:
-        """As :meth:`record`, in shards of ``shard`` images under ``folder``; existing shards are read instead.
+        """As :meth:`record`, in shards under ``folder``; existing shards are read instead. Prints its progress.
 
         Args:
             images: (prompt, seed) pairs.
             folder: created if it does not exist.
             lanes: number of images generated concurrently.
-            shard: images per file, the most that is lost on an interruption.
-            note: called after each shard with the number of images recorded so far.
+            size: images per file, the most that is lost on an interruption.
 
         Raises:
             RunFolderError: if a shard cannot be written.
         """
         parts, done = [], 0
-        for chunk, path in self.shards(images, folder, shard):
-            parts.append(self._shard(chunk, path, lanes))
+        for chunk, path in self.shards(images, folder, size):
+            parts.append(self.shard(chunk, path, lanes))
             done += len(chunk)
-            if note is not None:
-                note(done)
+            print(f"recorded {done} of {len(images)} images, {self.attempts} attempts each", flush=True)
         return AttemptTable.join(parts)
 
     def shards(
-        self, images: Sequence[tuple[Prompt, int]], folder: Path, shard: int
+        self, images: Sequence[tuple[Prompt, int]], folder: Path, size: int
     ) -> list[tuple[Sequence[tuple[Prompt, int]], Path]]:
         """The shards of :meth:`record_shards`: the images of each, and its file, named by its content."""
         fingerprint, found = self.fingerprint, []
-        for first in range(0, len(images), shard):
-            chunk = images[first : first + shard]
+        for first in range(0, len(images), size):
+            chunk = images[first : first + size]
             ids = json.dumps([[described(prompt), seed] for prompt, seed in chunk])
             name = f"tries-{fingerprint}-{hashlib.sha256(ids.encode()).hexdigest()[:12]}.parquet"
             found.append((chunk, folder / name))
         return found
 
-    def _shard(self, chunk: Sequence[tuple[Prompt, int]], path: Path, lanes: int) -> AttemptTable:
+    def shard(self, chunk: Sequence[tuple[Prompt, int]], path: Path, lanes: int) -> AttemptTable:
+        """One of :meth:`shards`, read or recorded; see :meth:`record_shards`."""
         if path.is_file():
             try:
                 return AttemptTable.load(path)

@@ -7,13 +7,14 @@ thresholds are chosen by the calibrated probability of recorded images, without 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import product
-from typing import Protocol, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
 
 from addiffusion_env.samplers.checked_attempts import Rule
+from addiffusion_env.settings import Gt
 from addiffusion_env.tabular.mdp import START, States, TabularMDP
 from addiffusion_env.tabular.outcomes import Outcomes, play
 
@@ -49,6 +50,29 @@ def rule_actions(rule: Rule, mdp: TabularMDP, states: States) -> np.ndarray:
     return mdp.legalised(states, rule.actions(step, states.attempt, place >= table.finish, value))
 
 
+@dataclass(frozen=True)
+class MeasuredRule(Rule):
+    """A rule and what it was measured to spend; its thresholds are log-odds of a correct image, as of a calibrator.
+
+    Attributes:
+        nfe: mean NFE on recorded attempts.
+        probability: mean calibrated probability of the images that it returned there; ``None`` where no image was
+            scored.
+    """
+
+    nfe: Annotated[float, Gt(0)] = field(kw_only=True)
+    probability: float | None = field(kw_only=True, default=None)
+
+    @property
+    def mean_probability(self) -> float:
+        """The probability; 0 where no image was scored."""
+        return self.probability or 0.0
+
+    def entry(self) -> dict[str, Any]:
+        """As JSON; infinite thresholds, which are the defaults, are left out."""
+        return {name: value for name, value in asdict(self).items() if value is None or np.isfinite(value)}
+
+
 @dataclass(frozen=True, eq=False)
 class RuleOutcomes:
     """What a rule gave on a table.
@@ -73,6 +97,10 @@ class RuleOutcomes:
         """Mean calibrated probability."""
         return float(self.probability.mean())
 
+    def measured(self) -> MeasuredRule:
+        """The rule with its means."""
+        return MeasuredRule(**asdict(self.rule), nfe=self.nfe, probability=self.mean_probability)
+
 
 def play_rule(mdp: TabularMDP, rule: Rule) -> RuleOutcomes:
     """One episode of a rule per image of the table."""
@@ -81,19 +109,7 @@ def play_rule(mdp: TabularMDP, rule: Rule) -> RuleOutcomes:
     return RuleOutcomes(rule, outcomes, 1 / (1 + np.exp(-value)))
 
 
-class Measured(Protocol):
-    """A rule that was measured: :class:`RuleOutcomes`, or one that was saved."""
-
-    @property
-    def nfe(self) -> float:
-        """Mean NFE."""
-
-    @property
-    def mean_probability(self) -> float:
-        """Mean calibrated probability."""
-
-
-M = TypeVar("M", bound=Measured)
+M = TypeVar("M", MeasuredRule, RuleOutcomes)
 
 
 def best_rule(played: Sequence[M], cost_per_nfe: float) -> M:
@@ -110,19 +126,16 @@ def frontier(played: Sequence[M]) -> list[M]:
     return kept
 
 
-def costs_of(best: Sequence[Measured]) -> list[float]:
+def costs_of(best: Sequence[M]) -> list[float]:
     """For each rule of an upper hull, by increasing NFE, a cost per NFE at which it is best: the middle of its range.
 
     The most expensive rule is best from 0, the cheapest at any cost above its range's lower end; half as much more is
     taken for it.
     """
-    slopes = [_slope(one, other) for one, other in zip(best, best[1:], strict=False)]
+    reached, spent = ([getattr(one, name) for one in best] for name in ("mean_probability", "nfe"))
+    slopes: list[float] = (np.diff(reached) / np.diff(spent)).tolist()
     if not slopes:
         return [0.0]
     above = [1.5 * slopes[0], *slopes]
     below = [*slopes, 0.0]
     return [(low + high) / 2 for low, high in zip(below, above, strict=True)]
-
-
-def _slope(one: Measured, other: Measured) -> float:
-    return (other.mean_probability - one.mean_probability) / (other.nfe - one.nfe)

@@ -24,7 +24,7 @@ from addiffusion_env.settings import present
 
 NUMBERS = ("clip_score", "preference", "change", "nfe", "calls", "correct")
 VECTORS = ("clip_image", "dino", "features")
-ARRAYS = ("clip_text", *VECTORS, *NUMBERS)
+ARRAYS = ("clip_text", "constraints", "seeds", *VECTORS, *NUMBERS)
 TEXTS = ("prompts", "prompt_ids", "tasks")
 
 
@@ -123,7 +123,7 @@ class AttemptTable:
     def rows(self, index: Sequence[int] | np.ndarray) -> AttemptTable:
         """The table of a subset of the images."""
         at = [int(i) for i in index]
-        kept: dict[str, Any] = {name: getattr(self, name)[at] for name in (*ARRAYS, "constraints", "seeds")}
+        kept: dict[str, Any] = {name: getattr(self, name)[at] for name in ARRAYS}
         texts: dict[str, Any] = {name: tuple(getattr(self, name)[i] for i in at) for name in TEXTS}
         return replace(self, **kept, **texts)
 
@@ -149,9 +149,7 @@ class AttemptTable:
                     f"{difference_words(parts[0].identity, part.identity)}",
                     "keep the tables of each recording in a separate folder",
                 )
-        kept: dict[str, Any] = {
-            name: np.concatenate([getattr(part, name) for part in parts]) for name in (*ARRAYS, "constraints", "seeds")
-        }
+        kept: dict[str, Any] = {name: np.concatenate([getattr(part, name) for part in parts]) for name in ARRAYS}
         texts: dict[str, Any] = {name: tuple(item for part in parts for item in getattr(part, name)) for name in TEXTS}
         return replace(parts[0], **kept, **texts)
 
@@ -173,22 +171,17 @@ class AttemptTable:
     def _to_arrow(self) -> Any:
         import pyarrow as pa
 
-        row, number, place = np.nonzero(np.isfinite(self.nfe))
-        at = (row, number, place)
-        texts = {name: pa.array([getattr(self, name)[i] for i in row]) for name in TEXTS}
-        numbers = {name: pa.array(getattr(self, name)[at]) for name in NUMBERS}
-        vectors = {name: _vectors(getattr(self, name)[at]) for name in VECTORS}
-        columns = {
-            "image": pa.array(row),
-            "try": pa.array(number),
-            "place": pa.array(place),
-            "kind": pa.array([self.kind(int(q)) for q in place]),
-            **texts,
-            "constraints": pa.array(self.constraints[row]),
-            "seeds": pa.array(self.seeds[row]),
-            **numbers,
-            **vectors,
-            "clip_text": _vectors(self.clip_text[row]),
+        row, number, place = at = np.nonzero(np.isfinite(self.nfe))
+        columns: dict[str, Any] = {
+            "image": row,
+            "try": number,
+            "place": place,
+            "kind": [self.kind(int(q)) for q in place],
+            **{name: [getattr(self, name)[i] for i in row] for name in TEXTS},
+            **{name: getattr(self, name)[row] for name in ("constraints", "seeds")},
+            **{name: getattr(self, name)[at] for name in NUMBERS},
+            **{name: list(getattr(self, name)[at]) for name in VECTORS},
+            "clip_text": list(self.clip_text[row]),
         }
         head = {
             "steps": list(self.steps),
@@ -227,21 +220,14 @@ class AttemptTable:
         _, first = np.unique(at[0], return_index=True)
 
         def spread(name: str) -> np.ndarray:
-            values = np.full(shape, np.nan, np.float32)
-            values[at] = columns[name].to_numpy()
-            return values
-
-        def vectors(name: str) -> np.ndarray:
-            rows = np.array(columns[name].to_pylist(), np.float32).reshape(len(at[0]), -1)
-            values = np.zeros((*shape, rows.shape[1]), np.float32)
-            values[at] = rows
-            return values
+            values = np.array(columns[name].to_pylist(), np.float32)  # (N,) or, of vectors, (N, D)
+            whole = np.full((*shape, *values.shape[1:]), np.nan if values.ndim == 1 else 0, np.float32)
+            whole[at] = values
+            return whole
 
         texts: dict[str, Any] = {name: tuple(columns[name].take(first).to_pylist()) for name in TEXTS}
-        arrays: dict[str, Any] = {name: vectors(name) for name in ("clip_image", "dino")}
-        # Files of earlier versions have no column of features.
-        arrays["features"] = vectors("features") if "features" in columns else np.zeros((*shape, 0), np.float32)
-        arrays.update((name, spread(name)) for name in NUMBERS)
+        arrays: dict[str, Any] = {name: spread(name) for name in (*NUMBERS, *VECTORS) if name in columns}
+        arrays.setdefault("features", np.zeros((*shape, 0), np.float32))  # files of earlier versions have no column
         clip_text = np.array(columns["clip_text"].take(first).to_pylist(), np.float32)
         return cls(
             **texts,
@@ -263,14 +249,3 @@ class AttemptTable:
             return "end"
         from_step = place - self.finish - 1
         return f"landed from {self.steps[from_step]}" if from_step < self.finish else "landed from the start"
-
-
-def _vectors(values: np.ndarray) -> Any:
-    """(N, D) as a column of lists."""
-    import pyarrow as pa
-
-    return (
-        pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1])
-        if values.shape[1]
-        else (pa.array([[] for _ in values], pa.list_(pa.float32())))
-    )

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from addiffusion_env.agents.learned import PolicySampler
+from addiffusion_env.agents.learned import load_sampler
 from addiffusion_env.agents.tabular_training import greedy, make_mdp
 from addiffusion_env.config import friendly
 from addiffusion_env.envs.settings import EnvSettings, refine_config
@@ -84,11 +84,8 @@ def record_judged(
     def verdicts(images: Sequence[torch.Tensor], of: Sequence[Prompt]) -> list[bool]:
         return [bool(value) for value in scorer.score(torch.stack(list(images)), list(of))]
 
-    def note(done: int) -> None:
-        print(f"recorded {done} of {len(prompts)} prompts", flush=True)
-
     recorder = replace(recorder_of(settings, attempts), judge=verdicts, **more)
-    return recorder.record_shards([(prompt, 0) for prompt in prompts], folder, lanes, note=note)
+    return recorder.record_shards([(prompt, 0) for prompt in prompts], folder, lanes)
 
 
 def study(runs: Sequence[Path], test: AttemptTable) -> Study:
@@ -100,13 +97,13 @@ def study(runs: Sequence[Path], test: AttemptTable) -> Study:
     """
     policies, costs = {}, {}
     for run in runs:
-        sampler = PolicySampler.from_run(run)
+        sampler = load_sampler(run)
         settings = sampler.settings()
         mdp, observer = make_mdp(test, settings), test.observer(settings.keys())
         costs[run.name] = np.linspace(*settings.cost_range(), COSTS)
         decide = greedy(sampler.policy)
         policies[run.name] = [play_table(mdp, decide, observer, float(cost)) for cost in costs[run.name]]
-    settings = PolicySampler.from_run(runs[0]).settings()
+    settings = load_sampler(runs[0]).settings()
     chosen = choose_rules(read_tables(runs[0] / "table"), settings)
     mdp = make_mdp(test, settings)
     return Study(policies, costs, [play_rule(mdp, one.rule) for one in chosen], test)
@@ -219,7 +216,7 @@ def _words(one: RuleOutcomes) -> str:
 
 def learning_sections(runs: Sequence[Path], test: AttemptTable) -> list[Section]:
     """What learning adds, and how well the calibrator of the first run agrees with the judge, on one table."""
-    settings = PolicySampler.from_run(runs[0]).settings()
+    settings = load_sampler(runs[0]).settings()
     measured = calibrations(test, refine_config(settings.refine).utility)
     return [study_section(study(runs, test)), calibration_section(measured)]
 
@@ -238,7 +235,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.prompts < 2:
         raise ConfigError(f"--prompts must be at least 2, got {options.prompts}", "use 1024")
     prompts = EmojiPrompts("test").take(options.prompts, seed=options.prompt_seed)
-    settings = PolicySampler.from_run(options.runs[0]).settings()
+    settings = load_sampler(options.runs[0]).settings()
     attempts = refine_config(settings.refine).limit + 1
     test = record_judged(settings, attempts, prompts, options.judge, options.out / "table", options.lanes)
     page = to_markdown("Policies against rules", learning_sections(options.runs, test))

@@ -15,7 +15,6 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor
 from addiffusion_env.agents.algorithms import (
     algorithm_settings,
     check_algorithm,
-    check_group,
     find_algorithm,
     make_model,
     shipped_algorithms,
@@ -139,9 +138,9 @@ def test_the_settings_of_ppo_belong_to_it_and_its_variants():
     assert algorithm_settings("dqn", ppo, others) == {"gamma": 0.9}
     assert algorithm_settings("recurrent_ppo", ppo, others) == {"n_steps": 8, "gamma": 0.9}
     assert algorithm_settings("ppo", ppo, None) == ppo
-    check_group("maskable_ppo", ["ppo.n_steps=8"])
-    check_group("dqn", ["algorithm_kwargs={gamma:1.0}", "report=null"])
-    error = told(check_group, "dqn", ["lanes=2", "+ppo.n_steps=8"])
+    assert algorithm_settings("maskable_ppo", ppo, None, ["ppo.n_steps=8"]) == ppo
+    assert algorithm_settings("dqn", ppo, None, ["algorithm_kwargs={gamma:1.0}", "report=null"]) == {}
+    error = told(algorithm_settings, "dqn", ppo, None, ["lanes=2", "+ppo.n_steps=8"])
     assert "ppo.n_steps would not take effect" in error.cause and "'algorithm_kwargs={n_steps: 8}'" in error.remedy
 
 

@@ -7,7 +7,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from addiffusion_env.agents.calibrator_file import CALIBRATOR_FILE, copied, located, named_calibrators
-from addiffusion_env.agents.hub_policy import HubPolicy
+from addiffusion_env.agents.make import make_policy
 from addiffusion_env.agents.policy_file import PRETRAINED, load_config, load_policy, save_policy
 from addiffusion_env.agents.sb3_zip import export_zip, import_zip
 from addiffusion_env.errors import ConfigError, WeightsError
@@ -48,8 +48,8 @@ def test_it_moves_with_the_policy(saved, tmp_path):
         and str(tmp_path) not in (saved / "config.json").read_text()
     )
     saved.rename(tmp_path / "moved")
-    HubPolicy.from_pretrained(tmp_path / "moved").save_pretrained(tmp_path / "again")
-    HubPolicy.from_pretrained(tmp_path / "again").save_pretrained(tmp_path / "again")  # onto itself
+    make_policy(tmp_path / "moved").save_pretrained(tmp_path / "again")
+    make_policy(tmp_path / "again").save_pretrained(tmp_path / "again")  # onto itself
     for folder in (tmp_path / "moved", tmp_path / "again"):
         np.testing.assert_array_equal(prior(load_config(folder).environment), expected)
         assert Path(named_calibrators(load_config(folder).environment)[0]) == folder / CALIBRATOR_FILE
@@ -60,7 +60,7 @@ def test_it_is_in_the_zip(saved, tmp_path):
     path = export_zip(saved, tmp_path / "policy.zip")
     for one in saved.iterdir():
         one.unlink()
-    np.testing.assert_array_equal(prior(import_zip(path, trust=True).details.environment), expected)
+    np.testing.assert_array_equal(prior(import_zip(path, trust=True).config.environment), expected)
 
 
 def test_a_shipped_one_is_named_and_not_copied(tmp_path):

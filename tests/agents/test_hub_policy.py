@@ -14,8 +14,8 @@ from stable_baselines3 import PPO
 
 from addiffusion_env import AdaptivePipeline
 from addiffusion_env.__main__ import main
-from addiffusion_env.agents.hub_policy import HubPolicy, named_policy
-from addiffusion_env.agents.learned import PolicySampler
+from addiffusion_env.agents.hub_policy import named_policy
+from addiffusion_env.agents.learned import PolicySampler, load_sampler
 from addiffusion_env.agents.make import make_policy
 from addiffusion_env.agents.policy_file import PRETRAINED, find_policy, folder_digest, read_results
 from addiffusion_env.agents.sb3_zip import DETAILS_FILE, export_zip, import_zip
@@ -28,11 +28,11 @@ EMOJI = PRETRAINED / "emoji"
 
 @pytest.fixture(scope="module")
 def policy():
-    return HubPolicy.from_pretrained("emoji")
+    return make_policy("emoji")
 
 
 def same(one, two):
-    ours, theirs = one.network.state_dict(), two.network.state_dict()
+    ours, theirs = one.policy.state_dict(), two.policy.state_dict()
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
 
 
@@ -43,9 +43,9 @@ def test_a_saved_policy_is_the_same_policy(policy, tmp_path):
     (tmp_path / "README.md").write_text("an older card")
     policy.save_pretrained(tmp_path)
     assert sorted(os.listdir(tmp_path)) == ["README.md", "config.json", "policy.safetensors"]
-    again = HubPolicy.from_pretrained(tmp_path)
+    again = make_policy(tmp_path)
     same(again, policy)
-    assert again.details == policy.details
+    assert again.config == policy.config
     assert "an older card" not in (tmp_path / "README.md").read_text()
 
 
@@ -57,13 +57,13 @@ def test_the_card_says_what_was_measured_and_by_which_command(policy, tmp_path):
     assert card.data.library_name == "addiffusion" and card.data.license == "apache-2.0"
     assert card.data.pipeline_tag == "text-to-image" and "stable-baselines3" in card.data.tags
     results = {result.metric_type: result.metric_value for result in card.data.eval_results}
-    first = policy.details.results["rows"][0]
+    first = policy.config.results["rows"][0]
     assert results == {name: first[name]["estimate"] for name in ("correct", "nfe")}
     for words in (
         f"| {first['sampler']} | {shown(first['correct'])} | {first['nfe']['estimate']:.2f} |",
-        policy.details.results["command"],
-        "| {:.4g} | {:.2f} |".format(*policy.details.frontier[1]),
-        f"- decisions: `{policy.details.provenance['decisions']}`",
+        policy.config.results["command"],
+        "| {:.4g} | {:.2f} |".format(*policy.config.frontier[1]),
+        f"- decisions: `{policy.config.provenance['decisions']}`",
         '"decide_every"',
     ):
         assert words in card.text
@@ -118,7 +118,7 @@ def test_results_of_a_runs_report_come_along(tmp_path):
     (report / "summary.json").write_text(json.dumps({"samplers": samplers, "focus": "policy:x@0.01"}))
     settings = {"policy": "runs/x", "benchmark": None, "prompt_source": "emoji", "seeds": [0], "judges": ["d"]}
     (report / "evaluation.json").write_text(json.dumps({"settings": settings}))
-    found = HubPolicy.from_pretrained(tmp_path).details.results
+    found = make_policy(tmp_path).config.results
     assert [line["sampler"] for line in found["rows"]] == ["policy:x@0.01", "fixed:4"]
     assert found["command"] == "python eval_sb3.py policy=runs/x prompts=64"
     assert found["about"] == "64 prompts of emoji, seeds [0], judged by d. Seconds are wall clock."
@@ -130,10 +130,10 @@ def test_a_policy_of_another_version_is_refused(tmp_path):
     path = tmp_path / "policy" / "config.json"
     path.write_text(json.dumps({**config, "format": 2}))
     with pytest.raises(WeightsError, match="is not a policy of format 1"):
-        HubPolicy.from_pretrained(tmp_path)
+        make_policy(tmp_path)
     path.write_text(json.dumps({**config, "frontiers": []}))
     with pytest.raises(ConfigError, match="has no setting 'frontiers'\n  -> did you mean 'frontier'"):
-        HubPolicy.from_pretrained(tmp_path)
+        make_policy(tmp_path)
 
 
 # ---- the hub
@@ -145,14 +145,14 @@ def test_pushed_and_downloaded_over_http(policy, tmp_path, monkeypatch):
         url = AdaptivePipeline.from_pretrained("emoji").push_to_hub("someone/emoji-policy")
         assert url.startswith(f"{hub.url}/someone/emoji-policy/commit/")
         assert set(hub.repos["someone/emoji-policy"][-1]) == {"README.md", "config.json", "policy.safetensors"}
-        again = HubPolicy.from_pretrained("someone/emoji-policy", cache_dir=tmp_path)
+        again = load_sampler(named_policy("someone/emoji-policy", cache_dir=tmp_path))
         same(again, policy)
-        assert again.details == policy.details
+        assert again.config == policy.config
         with pytest.raises(WeightsError, match="no such repository"):
-            HubPolicy.from_pretrained("someone/another", cache_dir=tmp_path)
+            named_policy("someone/another", cache_dir=tmp_path)
         hub.repos["someone/model"] = [{"model_index.json": b'{"_class_name": "FluxPipeline"}', "config.json": b"{}"}]
         with pytest.raises(WeightsError, match=r"someone/model is a model .*pipeline.*\n  -> pass a policy"):
-            HubPolicy.from_pretrained("someone/model", cache_dir=tmp_path)
+            named_policy("someone/model", cache_dir=tmp_path)
         hub.refuse = True
         with pytest.raises(
             WeightsError, match=r"cannot be pushed to someone/emoji-policy: HfHubHTTPError.*\n  -> run `hf auth"
@@ -211,22 +211,22 @@ def test_the_zip_is_sb3s_own(exported, policy):
     from sb3_contrib import MaskablePPO
 
     model = MaskablePPO.load(exported, device="cpu")
-    assert model.num_timesteps == policy.details.provenance["decisions"]
+    assert model.num_timesteps == policy.config.provenance["decisions"]
     rng = np.random.default_rng(0)
     seen = {
         key: rng.uniform(box.low, box.high, (5, *box.shape)).astype(np.float32)
-        for key, box in policy.details.space().spaces.items()
+        for key, box in policy.config.space().spaces.items()
     }
     tensors = {key: torch.as_tensor(value) for key, value in seen.items()}
     with torch.no_grad():
-        wanted = policy.network.get_distribution(tensors).distribution.probs.argmax(1).numpy()
+        wanted = policy.policy.get_distribution(tensors).distribution.probs.argmax(1).numpy()
     np.testing.assert_array_equal(model.predict(seen, deterministic=True)[0], wanted)
 
 
 def test_the_zip_comes_back_as_the_policy(exported, policy, tmp_path):
     again = import_zip(exported, trust=True)
     same(again, policy)
-    assert again.details == policy.details
+    assert again.config == policy.config
     plain = tmp_path / "model.zip"  # as model.save() writes it
     with zipfile.ZipFile(exported) as source, zipfile.ZipFile(plain, "w") as target:
         for name in source.namelist():
@@ -234,9 +234,9 @@ def test_the_zip_comes_back_as_the_policy(exported, policy, tmp_path):
                 target.writestr(name, source.read(name))
     with pytest.raises(ConfigError, match="does not say which environment"):
         import_zip(plain, trust=True)
-    told = import_zip(plain, environment=policy.details.environment, trust=True)
+    told = import_zip(plain, environment=policy.config.environment, trust=True)
     same(told, policy)
-    assert told.details.observation == policy.details.observation and told.details.highest_cost_per_nfe == 0.45
+    assert told.config.observation == policy.config.observation and told.config.highest_cost_per_nfe == 0.45
 
 
 def test_a_zip_is_read_only_on_trust(exported):

@@ -8,7 +8,7 @@ from stable_baselines3 import DQN, PPO
 
 from addiffusion_env import AdaptivePipeline, AdDiffusionEnv, AdDiffusionVecEnv
 from addiffusion_env.agents import pipeline
-from addiffusion_env.agents.hub_policy import HubPolicy
+from addiffusion_env.agents.hub_policy import named_policy
 from addiffusion_env.agents.learned import PolicySampler
 from addiffusion_env.agents.make import make_policy
 from addiffusion_env.agents.policy import KeyProjection, MaskableAdDiffusionPolicy, action_probabilities
@@ -97,7 +97,7 @@ def test_a_zip_works_on_trust(tmp_path, emoji_pipe):
             AdaptivePipeline.from_pretrained(*arguments)
         pipe = AdaptivePipeline.from_pretrained(*arguments, trust=True)
         assert pipe(DOG).actions == emoji_pipe(DOG).actions
-    assert "import_zip" in told(HubPolicy.from_pretrained, path).remedy
+    assert "import_zip" in told(named_policy, path).remedy
 
 
 @pytest.mark.slow

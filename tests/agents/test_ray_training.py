@@ -2,6 +2,7 @@
 
 import os
 import signal
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,12 +10,11 @@ from stable_baselines3.common.callbacks import BaseCallback
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from addiffusion_env.agents import table_worker, training
-from addiffusion_env.agents.callbacks import Checkpointer, EpisodeLog, WorkerLog
+from addiffusion_env.agents.callbacks import Checkpointer, EpisodeLog
 from addiffusion_env.agents.factory import make_rollouts
-from addiffusion_env.agents.recording import record_prompts
+from addiffusion_env.agents.recording import Recording, TabularConfig
 from addiffusion_env.distributed import task_round
 from addiffusion_env.distributed.actor_pool import RayConfig, start_ray
-from addiffusion_env.envs.settings import EnvSettings
 
 ray = pytest.importorskip("ray")
 pytestmark = pytest.mark.slow
@@ -25,7 +25,7 @@ PPO = {"n_steps": 4, "batch_size": 8, "n_epochs": 1}
 
 @pytest.fixture(scope="module", autouse=True)
 def own_ray():
-    start_ray(RayConfig(object_store_mb=100))
+    start_ray(RayConfig())
     yield
     ray.shutdown()
 
@@ -45,11 +45,10 @@ class Attacker(BaseCallback):
 
 
 def learn(folder, total, workers, attacks=(), timeout=600):
-    env = make_rollouts({"kind": "ray", "workers": workers, "timeout": timeout}, "lanes", 4, 0, ENV)
+    env = make_rollouts({"kind": "ray", "workers": workers, "timeout": timeout}, 4, 0, ENV)
     model, state = training.resume_or_make("maskable_ppo", env, PPO, 0, "cpu", folder, True)
-    training.attach_logger(model, folder)
     log, attacker = EpisodeLog({}), Attacker(attacks)
-    callbacks = [log, Checkpointer(folder / "checkpoints", 16, log), WorkerLog(), attacker]
+    callbacks = [log, Checkpointer(folder / "checkpoints", 16, log), attacker]
     model.learn(total - model.num_timesteps, callback=callbacks, reset_num_timesteps=False)
     assert not attacker.attacks
     losses, log_episodes = env.unwrapped.losses, list(log.episodes)
@@ -74,16 +73,17 @@ def test_workers_are_lost_training_goes_on_and_resumes_with_more_of_them(tmp_pat
 
 def test_attempts_are_recorded_in_workers_of_which_one_dies(tmp_path):
     """The table is that of this process: shards are recorded whole, wherever."""
-    settings = EnvSettings.of(
-        steps=3,
-        decide_at=[2],
-        check_finished=True,
-        early_exit_steps=1,
-        refine={"preset": "resample_keep_best", "return_to": 2, "limit": 1},
-        prompt_options={"split": "train"},
-    )
-    prompts = settings.prompt_source().take(6)
-    here = record_prompts(prompts, settings, 2, tmp_path / "here", 2, shard=2)
+    environment = {
+        "steps": 3,
+        "decide_at": [2],
+        "check_finished": True,
+        "early_exit_steps": 1,
+        "refine": {"preset": "resample_keep_best", "return_to": 2, "limit": 1},
+        "prompt_options": {"split": "train"},
+    }
+    local = Recording(environment, TabularConfig(attempts=2, shard_size=2), tmp_path, lanes=2)
+    prompts = local.settings.prompt_source().take(6)
+    here = local.record(prompts, "here")
     assert len(list((tmp_path / "here").iterdir())) == 3
 
     class Dying(task_round.TaskRound):
@@ -97,10 +97,11 @@ def test_attempts_are_recorded_in_workers_of_which_one_dies(tmp_path):
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(table_worker, "TaskRound", Dying)
-        there = record_prompts(prompts, settings, 2, tmp_path / "there", 4, 2, {"kind": "ray", "workers": 2})
+        remote = replace(local, lanes=4, rollouts={"kind": "ray", "workers": 2})
+        there = remote.record(prompts, "there")
     assert Dying.killed and there.identity == here.identity and there.prompt_ids == here.prompt_ids
     for name in ("preference", "clip_score", "nfe", "clip_image"):
         np.testing.assert_array_equal(getattr(there, name), getattr(here, name), err_msg=name)
     with pytest.MonkeyPatch.context() as patched:  # everything is there: no worker is started
         patched.setattr(table_worker, "ActorPool", None)
-        record_prompts(prompts, settings, 2, tmp_path / "there", 4, 2, {"kind": "ray", "workers": 2})
+        remote.record(prompts, "there")

@@ -48,7 +48,7 @@ def test_it_spends_by_what_it_sees(aimed):
 
 
 def test_the_rule_is_the_default_around_its_backbone(emoji):
-    assert AdaptivePipeline(emoji).sampler.folder.name == "emoji_rule"
+    assert AdaptivePipeline(emoji).sampler.policy.name == "emoji_rule"
 
 
 @pytest.mark.slow

@@ -123,4 +123,6 @@ def test_a_constant_policy_shows_as_constant():
 def test_unknown_settings_are_refused():
     with pytest.raises(ConfigError, match="images"):
         TabularConfig.of({"image": 3})
-    assert TableWatch(mdp_on(planted(4)[0]), SETTINGS, 5).history == []
+    with pytest.raises(ConfigError, match=r"tabular\.watch_every has been removed\n  -> leave it out"):
+        TabularConfig.of({"watch_every": 5})
+    assert TableWatch(mdp_on(planted(4)[0]), SETTINGS).history == []

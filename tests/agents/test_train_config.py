@@ -27,7 +27,9 @@ def test_it_has_the_keys_of_the_file_and_takes_its_values():
     assert TrainingConfig.of(CONFIG).seed == 0
 
 
-@pytest.mark.parametrize(("key", "value"), [("ppo", [1]), ("seed", -1), ("seed", 2**32), ("checkpoint_every", 0)])
+@pytest.mark.parametrize(
+    ("key", "value"), [("ppo", [1]), ("seed", -1), ("seed", 2**32), ("checkpoint_every", 0), ("resume", "yes")]
+)
 def test_a_wrong_value_is_refused_by_its_key(key, value):
     """The sentences are those of tests/test_settings.py."""
     with pytest.raises(ConfigError, match=f"^{key} must be "):
@@ -96,3 +98,5 @@ def test_a_table_needs_images():
 def test_a_key_of_an_earlier_version_is_refused():
     with pytest.raises(ConfigError, match="the key 'warm_start' no longer exists\n  -> leave it out"):
         TrainingConfig.of({**CONFIG, "warm_start": {"decisions": 10}})
+    with pytest.raises(ConfigError, match=r"rollouts=local has no setting 'lanes'"):
+        TrainingConfig.of({**CONFIG, "rollouts": {"kind": "local", "lanes": 4}})

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from addiffusion_env import AdaptivePipeline
-from addiffusion_env.agents.hub_policy import HubPolicy
+from addiffusion_env.agents.learned import load_sampler
 from addiffusion_env.agents.make import make_policy
 from addiffusion_env.agents.policy_file import PolicyConfig
-from addiffusion_env.agents.rule_policy import MeasuredRule, RulePolicy, save_rules
+from addiffusion_env.agents.rule_policy import RulePolicy, save_rules
 from addiffusion_env.agents.sb3_zip import export_zip
 from addiffusion_env.agents.untrained import (
     default_interval,
@@ -32,7 +32,7 @@ from addiffusion_env.samplers.checked_attempts import Rule
 from addiffusion_env.scorers.utility import Calibrator, calibrator_of
 from addiffusion_env.tabular.mdp import TabularMDP, Transitions
 from addiffusion_env.tabular.recorder import Recorder
-from addiffusion_env.tabular.rules import best_rule, costs_of, play_rule
+from addiffusion_env.tabular.rules import MeasuredRule, best_rule, costs_of, play_rule
 from addiffusion_lab.tiny_pipelines import ZOO
 
 PROCESS = {
@@ -72,7 +72,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def played(folder, emoji, scorers, prompts):
     """The policy and its process, images, and the decision process on a table of their attempts."""
-    policy = RulePolicy.from_run(folder)
+    policy = load_sampler(folder)
     policy.bind(emoji, scorers)
     process = policy.process(EnvSettings(refine="off").process(emoji.capabilities, emoji.name))
     images = [(prompt, 0) for prompt in prompts[:2]]
@@ -152,9 +152,9 @@ def test_a_rule_is_used_saved_and_found_as_a_trained_policy(folder, emoji, tmp_p
     pipe.save_pretrained(tmp_path / "copy")
     assert json.loads((tmp_path / "copy" / "config.json").read_text())["rules"][1]["threshold"] == 0.5
     assert "calibrated" in (tmp_path / "copy" / "README.md").read_text()
-    copy = HubPolicy.from_pretrained(tmp_path / "copy").sampler()
+    copy = make_policy(tmp_path / "copy")
     assert copy.rules == pipe.sampler.rules
-    assert np.array_equal(Calibrator.load(copy.folder / "policy.safetensors").prior, calibrator_of("emoji").prior)
+    assert np.array_equal(Calibrator.load(copy.policy / "policy.safetensors").prior, calibrator_of("emoji").prior)
     config = {"policy": str(folder), "costs_per_nfe": [None, "5nfe"], "samplers": [], "trust": False, "env": None}
     more = {"device": "auto", "dtype": "auto", "prompt_source": None, "prompt_options": None, "benchmark": None}
     samplers, settings = make_samplers({**config, **more})
@@ -167,7 +167,7 @@ def test_what_a_rule_cannot_do_is_refused(folder, tmp_path):
     with pytest.raises(ConfigError, match="no network"):
         export_zip(folder, tmp_path / "rule.zip")
     with pytest.raises(ConfigError, match="calibrate this pipeline"):
-        RulePolicy.from_run(folder).check_fits("sd15", 768)
+        load_sampler(folder).check_fits("sd15", 768)
 
 
 def test_without_a_scorer_a_pipeline_exits_early_and_limits_guidance():

@@ -3,21 +3,17 @@
 import os
 import signal
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import rounding
 
-from addiffusion_env.agents.factory import (
-    env_state,
-    load_env_state,
-    make_rollouts,
-    total_lanes,
-)
+from addiffusion_env.agents.checkpoints import env_state, load_env_state
+from addiffusion_env.agents.factory import make_rollouts
 from addiffusion_env.distributed import actor_pool
 from addiffusion_env.distributed.actor_pool import RayConfig, start_ray
-from addiffusion_env.distributed.lane_worker import thumbnail
-from addiffusion_env.distributed.ray_vec_env import Losses, RayVecEnv
+from addiffusion_env.distributed.ray_vec_env import Losses, RayVecEnv, thumbnail
 from addiffusion_env.envs.sb3_env import AdDiffusionVecEnv
 from addiffusion_env.errors import AdDiffusionError, ConfigError, ResumeError, WorkerError
 
@@ -31,7 +27,7 @@ ACTIONS = np.array([[0, 1, 2, 0], [0, 0, 0, 1], [1, 0, 0, 0], [0, 2, 0, 0]])
 @pytest.fixture(scope="module", autouse=True)
 def own_ray():
     """One small Ray for this file, which the environments share."""
-    start_ray(RayConfig(object_store_mb=100))
+    start_ray(RayConfig())
     yield
     ray.shutdown()
 
@@ -99,7 +95,6 @@ def test_one_worker_equals_the_environment_of_this_process(local):
             assert one.keys() == {*other, "worker_lost"}
             assert one["reward_terms"] == other["reward_terms"]
             assert one.get("TimeLimit.truncated") == other.get("TimeLimit.truncated")
-    assert env.state_dict()["scale"] == local[1]["scale"]
     env.close()
 
 
@@ -130,7 +125,7 @@ def test_masks_methods_and_attributes(pair):
 
 
 def test_states_fit_any_number_of_workers(pair):
-    here = make_rollouts({"kind": "local"}, "lanes", LANES, 5, SETTINGS)
+    here = make_rollouts({"kind": "local"}, LANES, 5, SETTINGS)
     here.reset()
     here.step(np.array([0, 0, 1, 0]))
     state = env_state(here)
@@ -141,7 +136,7 @@ def test_states_fit_any_number_of_workers(pair):
     np.testing.assert_array_equal(found[2], expected[2])
     np.testing.assert_allclose(found[1], expected[1], rtol=0, atol=rounding.REWARD)
     assert [info["prompt"] for info in found[3]] == [info["prompt"] for info in expected[3]]
-    other = make_rollouts({"kind": "local"}, "lanes", LANES, 0, SETTINGS)
+    other = make_rollouts({"kind": "local"}, LANES, 0, SETTINGS)
     load_env_state(other, {**state, "lanes": pair.state_dict()})
     with pytest.raises(ResumeError, match="3 lanes, this environment 4"):
         pair.load_state_dict({"slots": [None] * 3, "faults": 0})
@@ -230,7 +225,7 @@ def test_a_worker_lost_between_steps_is_replaced_in_the_next_step():
 def test_a_worker_that_is_lost_repeatedly_is_an_error():
     env = remote(1, patience=1)
     env.reset()
-    env.pool.config = RayConfig(workers=1, timeout=0.001, patience=1)  # no worker is that fast
+    env.pool.config = replace(env.pool.config, timeout=0.001, patience=1)  # no worker is that fast
     with pytest.raises(WorkerError, match=r"worker 0 was lost 2 times in a row, the last time it hung"):
         env.step(np.array([0, 0, 0, 0]))
     env.close()
@@ -277,12 +272,10 @@ def test_settings_are_checked_before_ray_is_asked():
         remote(3, lanes=2)
     with pytest.raises(AdDiffusionError, match="unknown refine preset 'rety'"):
         remote(1, settings={"refine": "rety"})
-    with pytest.raises(ConfigError, match="got vec_env=dummy"):
-        make_rollouts({"kind": "ray"}, "dummy", 2, 0, {})
     with pytest.raises(AdDiffusionError, match=r"unknown rollouts\.kind 'rya'\n  -> did you mean 'ray'"):
-        make_rollouts({"kind": "rya"}, "lanes", 2, 0, {})
-    assert total_lanes({"rollouts": {"lanes": None}, "lanes": "auto"}) == "auto"
-    assert total_lanes({"rollouts": {"lanes": 8}, "lanes": 4}) == 8
+        make_rollouts({"kind": "rya"}, 2, 0, {})
+    with pytest.raises(ConfigError, match=r"rollouts\.lanes has been removed\n  -> write lanes=VALUE"):
+        RayConfig.of({"kind": "ray", "lanes": 8})
 
 
 def test_thumbnails_are_small():

@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from pretend_mps import MPS, PretendMps, marked, send
 
 import addiffusion_env.envs.episodes as episodes_module
-from addiffusion_env.agents.learned import PolicySampler
+from addiffusion_env.agents.learned import load_sampler
 from addiffusion_env.backbones.emoji import WEIGHTS, EmojiBackbone
 from addiffusion_env.engine.engine import Engine
 from addiffusion_env.engine.episode import play
@@ -203,7 +203,7 @@ def counts_of(counters):
 
 def test_a_decision_of_a_policy_reads_as_often_for_any_number_of_lanes(instant_parts):
     instant, scorers = instant_parts
-    sampler = PolicySampler.from_run("emoji")
+    sampler = load_sampler("emoji")
     sampler.bind(instant, scorers)
     prompts = EmojiPrompts(split="test").take(6, seed=5)
 

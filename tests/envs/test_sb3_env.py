@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor
 
-from addiffusion_env.agents.factory import env_state, load_env_state, make_vec_env
+from addiffusion_env.agents.checkpoints import env_state, load_env_state
+from addiffusion_env.agents.factory import make_rollouts
 from addiffusion_env.envs.env import AdDiffusionEnv
 from addiffusion_env.envs.sb3_env import AdDiffusionVecEnv
 from addiffusion_env.envs.vector_env import AdDiffusionVectorEnv
@@ -98,20 +99,19 @@ def test_close_closes_the_window(monkeypatch):
 
 
 def test_masks_reach_maskable_ppo():
-    vec = make_vec_env("lanes", 2, 0, SETTINGS)
+    vec = make_rollouts({"kind": "local"}, 2, 0, SETTINGS)
     vec.reset()
     assert np.stack(vec.env_method("action_masks")).tolist() == [[True, True, False]] * 2
 
 
-@pytest.mark.parametrize("kind", ["lanes", "dummy"])
-def test_a_restored_state_continues_exactly(kind):
-    env = make_vec_env(kind, 2, 7, SETTINGS)
+def test_a_restored_state_continues_exactly():
+    env = make_rollouts({"kind": "local"}, 2, 7, SETTINGS)
     assert isinstance(env, VecMonitor)
     env.reset()
     env.step(np.array([0, 0]))
     state = env_state(env)
     first = env.step(np.array([2, 1]))
-    other = make_vec_env(kind, 2, 99, SETTINGS)
+    other = make_rollouts({"kind": "local"}, 2, 99, SETTINGS)
     load_env_state(other, state)
     second = other.step(np.array([2, 1]))
     np.testing.assert_array_equal(first[1], second[1])
@@ -122,7 +122,7 @@ def test_a_restored_state_continues_exactly(kind):
 
 def test_a_state_of_an_earlier_version_is_read():
     """Earlier versions stored pooled reward statistics in states and checkpoints."""
-    env, other = (make_vec_env("lanes", 1, seed, SETTINGS) for seed in (7, 99))
+    env, other = (make_rollouts({"kind": "local"}, 1, seed, SETTINGS) for seed in (7, 99))
     env.reset()
     state = env_state(env)
     load_env_state(other, {**state, "lanes": {**state["lanes"], "scale": {"clip": [6.0, 0.2, 0.01]}}})
@@ -131,13 +131,12 @@ def test_a_state_of_an_earlier_version_is_read():
 
 
 def test_lanes_and_dummy_draw_the_same_episodes():
-    one, two = make_vec_env("lanes", 2, 5, SETTINGS), make_vec_env("dummy", 2, 5, SETTINGS)
+    one, two = AdDiffusionVecEnv(2, seed=5, **SETTINGS), DummyVecEnv([lambda: AdDiffusionEnv(**SETTINGS)] * 2)
+    two.seed(5)
     a, b = one.reset(), two.reset()
     np.testing.assert_allclose(a["clip"], b["clip"], atol=1e-5)
 
 
-def test_bad_kinds():
-    with pytest.raises(AdDiffusionError, match="did you mean 'lanes'"):
-        make_vec_env("lane", 2, 0, SETTINGS)
+def test_no_lanes_are_refused():
     with pytest.raises(AdDiffusionError, match="num_envs must be at least 1"):
-        make_vec_env("lanes", 0, 0, SETTINGS)
+        make_rollouts({"kind": "local"}, 0, 0, SETTINGS)

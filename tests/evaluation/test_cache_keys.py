@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from addiffusion_env.agents.factory import make_vec_env
+from addiffusion_env.agents.factory import make_rollouts
 from addiffusion_env.agents.pipeline import AdaptivePipeline
 from addiffusion_env.agents.policy_file import load_config, parse_config
 from addiffusion_env.agents.training import hold_to_identity
@@ -117,16 +117,16 @@ def checkpointed(folder: Path) -> None:
 )
 def test_a_run_goes_on_only_with_what_began_it(change, words, tmp_path):
     """What is in the files that a configuration names counts too; the configuration itself is compared by itself."""
-    first = hold_to_identity(tmp_path, make_vec_env("lanes", 2, 0, ENV), True)
+    first = hold_to_identity(tmp_path, make_rollouts({"kind": "local"}, 2, 0, ENV), True)
     checkpointed(tmp_path)
-    assert hold_to_identity(tmp_path, make_vec_env("dummy", 2, 0, ENV), True) == first
+    assert hold_to_identity(tmp_path, make_rollouts({"kind": "local"}, 3, 0, ENV), True) == first
     with pytest.raises(ResumeError, match=words):
-        hold_to_identity(tmp_path, make_vec_env("lanes", 2, 0, {**ENV, **change}), True)
+        hold_to_identity(tmp_path, make_rollouts({"kind": "local"}, 2, 0, {**ENV, **change}), True)
     assert json.loads((tmp_path / "identity.json").read_text()) == first
 
 
 def test_a_run_on_another_device_or_package_is_warned_of(tmp_path):
-    env = make_vec_env("lanes", 1, 0, ENV)
+    env = make_rollouts({"kind": "local"}, 1, 0, ENV)
     hold_to_identity(tmp_path, env, True)
     checkpointed(tmp_path)
     text = (tmp_path / "identity.json").read_text().replace('"torch": "2', '"torch": "1')

@@ -12,7 +12,7 @@ from addiffusion_env.envs.settings import EnvSettings
 from addiffusion_env.errors import AdDiffusionError, ConfigError, WorkerError
 from addiffusion_env.evaluation import ray_pool
 from addiffusion_env.evaluation.judges import Judges
-from addiffusion_env.evaluation.ray_pool import ImageWorker, RayPool, maker
+from addiffusion_env.evaluation.ray_pool import ImageWorker, maker
 from addiffusion_env.evaluation.runner import EvaluationContext, carry_out, in_turn, plan
 from addiffusion_env.evaluation.store import RecordStore
 from addiffusion_env.samplers import make_sampler
@@ -27,7 +27,7 @@ SEEDS = [0, 1]
 
 @pytest.fixture(scope="module", autouse=True)
 def own_ray():
-    start_ray(RayConfig(object_store_mb=100))
+    start_ray(RayConfig())
     yield
     ray.shutdown()
 
@@ -61,30 +61,18 @@ def plain(context, prompts, tmp_path_factory):
     return run(context, prompts[:2], folder, {"kind": "local"}, keep_images=True), folder
 
 
-class DyingPool(RayPool):
-    """Kills a worker's process just after it was given its first jobs."""
-
-    def __call__(self, *args):
-        give, killed = task_round.TaskRound._give, []
-
-        def give_and_kill(self, worker, task):
-            give(self, worker, task)
-            if not killed:
-                killed.append(self.pool.actors[worker].pid)
-                os.kill(killed[0], signal.SIGKILL)
-
-        task_round.TaskRound._give = give_and_kill
-        try:
-            yield from super().__call__(*args)
-        finally:
-            task_round.TaskRound._give = give
-        assert killed
-
-
 def test_records_are_those_of_the_plain_loop_though_a_worker_dies(plain, context, prompts, tmp_path, monkeypatch):
-    monkeypatch.setattr(ray_pool, "RayPool", DyingPool)
-    told = []
+    give, killed, told = task_round.TaskRound._give, [], []
+
+    def give_and_kill(self, worker, task):
+        give(self, worker, task)
+        if not killed:  # just after it was given its first jobs
+            killed.append(self.pool.actors[worker].pid)
+            os.kill(killed[0], signal.SIGKILL)
+
+    monkeypatch.setattr(task_round.TaskRound, "_give", give_and_kill)
     found = run(context, prompts[:2], tmp_path, {"kind": "ray", "workers": 2}, keep_images=True, on_records=told.extend)
+    assert killed
     assert settled(found) == settled(plain[0])  # groups are made whole wherever they are: equal to the last bit
     assert sorted(record.uid for record in told) == sorted(record.uid for record in found)
     uids = [record.uid for record in found]
@@ -114,7 +102,7 @@ def test_a_worker_with_other_weights_or_packages_is_refused(context, prompts):
     """Its records would not be of the model that they say."""
     samplers = [make_sampler("fixed:2")]
     planned = plan(samplers, prompts[:1], [0], context)[0].identity
-    arguments = (1, ray.cloudpickle.dumps(samplers), SETTINGS, JUDGES, prompts[:1], [0])
+    arguments = (ray.cloudpickle.dumps(samplers), SETTINGS, JUDGES, prompts[:1], [0])
     ImageWorker().setup(*arguments, planned)
     other = {**planned, "packages": {**planned["packages"], "diffusers": "0.1"}}
     with pytest.raises(WorkerError, match=r"than planned: packages\.diffusers: 0\.1"):

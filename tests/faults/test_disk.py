@@ -19,9 +19,9 @@ import torch
 from addiffusion_env.agents import training
 from addiffusion_env.agents.callbacks import Checkpointer
 from addiffusion_env.agents.checkpoints import Snapshot, checkpoints, read_latest, restore
-from addiffusion_env.agents.factory import make_vec_env
-from addiffusion_env.agents.sb3_zip import require_trust
-from addiffusion_env.errors import ResumeError, RunFolderError, UntrustedFileError
+from addiffusion_env.agents.factory import make_rollouts
+from addiffusion_env.agents.sb3_zip import import_zip
+from addiffusion_env.errors import ResumeError, RunFolderError, UntrustedFileError, WeightsError
 from addiffusion_env.files import whole_file
 
 ENV = {"steps": 2, "refine": "off"}
@@ -31,7 +31,7 @@ PPO = {"n_steps": 2, "batch_size": 4, "n_epochs": 1}
 @pytest.fixture(scope="module")
 def trained():
     """An agent after one update, and its environments."""
-    env = make_vec_env("lanes", 2, 0, ENV)
+    env = make_rollouts({"kind": "local"}, 2, 0, ENV)
     model = training.make_model("maskable_ppo", env, PPO, 0, "cpu")
     model.learn(4)
     return model, env
@@ -60,7 +60,7 @@ def test_a_saved_checkpoint_is_loaded_unchanged(trained, tmp_path):
     model, env = trained
     Snapshot(model, env, [{"nfe": 2.0, "actions": [0, 1]}]).write(tmp_path)
     state = read_latest(tmp_path)
-    other_env = make_vec_env("lanes", 2, 9, ENV)
+    other_env = make_rollouts({"kind": "local"}, 2, 9, ENV)
     other = training.make_model("maskable_ppo", other_env, PPO, 7, "cpu")
     restore(other, other_env, state)
     ours, theirs = model.get_parameters(), other.get_parameters()
@@ -102,7 +102,7 @@ def test_a_read_only_folder_keeps_the_last_good_checkpoint(trained, small_disk):
 
 
 def test_training_continues_on_a_full_disk_and_ends_with_the_error(tmp_path, monkeypatch):
-    env = make_vec_env("lanes", 2, 0, ENV)
+    env = make_rollouts({"kind": "local"}, 2, 0, ENV)
     model = training.make_model("maskable_ppo", env, PPO, 0, "cpu")
     checkpointer = Checkpointer(tmp_path, every=4)
     true, attempts = Snapshot.write, []
@@ -187,7 +187,8 @@ def test_a_checkpoint_with_code_in_it_is_not_run(trained, tmp_path):
 
 def test_a_checkpoint_of_another_agent_is_refused(trained, tmp_path):
     snapshot(trained, 8).write(tmp_path)
-    env = make_vec_env("lanes", 2, 0, {**ENV, "cost_per_nfe": [0.0, 0.1]})  # one more number in the observation
+    one_more_number = {**ENV, "cost_per_nfe": [0.0, 0.1]}  # in the observation
+    env = make_rollouts({"kind": "local"}, 2, 0, one_more_number)
     model = training.make_model("maskable_ppo", env, PPO, 0, "cpu")
     with pytest.raises(ResumeError, match="does not fit this run"):
         restore(model, env, read_latest(tmp_path))
@@ -198,8 +199,9 @@ def test_a_zip_of_sb3_needs_trust_to_be_explicit(trust, tmp_path):
     with pytest.raises(
         UntrustedFileError, match="unpickles Python objects, which can run any code\n  -> pass trust=True"
     ):
-        require_trust(tmp_path / "model.zip", trust)
-    require_trust(tmp_path / "model.zip", True)
+        import_zip(tmp_path / "model.zip", trust=trust)
+    with pytest.raises(WeightsError, match="no readable zip"):  # it is opened
+        import_zip(tmp_path / "model.zip", trust=True)
 
 
 def test_a_file_is_whole_or_not_there(tmp_path):

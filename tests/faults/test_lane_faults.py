@@ -133,12 +133,11 @@ def test_in_the_vector_env_a_dropped_episode_is_truncated_and_counted(fault, emo
 def test_a_dropped_episode_is_in_no_mean_and_bootstraps_like_a_truncated_one(emoji, monkeypatch, tmp_path):
     monkeypatch.setattr(emoji, "predict", nan_for(emoji, SICK))
     env = AdDiffusionVecEnv(3, seed=1, **SETTINGS, max_faults=99)
+    from stable_baselines3.common.logger import configure
     from stable_baselines3.common.vec_env import VecMonitor
 
-    from addiffusion_env.agents.training import attach_logger
-
     model = make_model("maskable_ppo", VecMonitor(env), {"n_steps": 8, "batch_size": 8, "n_epochs": 1}, 0, "cpu")
-    attach_logger(model, tmp_path)
+    model.set_logger(configure(str(tmp_path / "tensorboard"), ["tensorboard"]))
     log = EpisodeLog({})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

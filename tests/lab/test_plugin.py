@@ -23,7 +23,7 @@ def test_a_local_training_loads_no_ray():
     settings = "{'backbone': 'emoji', 'steps': 2}"
     names = loaded(
         "from addiffusion_env.agents.factory import make_rollouts\n"
-        f"make_rollouts({{'kind': 'local'}}, 'lanes', 1, 0, {settings})\n"
+        f"make_rollouts({{'kind': 'local'}}, 1, 0, {settings})\n"
         "import addiffusion_env.agents.training, addiffusion_env.agents.tabular_training"
     )
     assert not [name for name in names if name.split(".")[0] == "ray"]

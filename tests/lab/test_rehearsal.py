@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 import train_sb3
 from addiffusion_env.agents.calibrator_file import CALIBRATOR_FILE, named_calibrators
-from addiffusion_env.agents.hub_policy import HubPolicy
+from addiffusion_env.agents.make import make_policy
 from addiffusion_env.agents.pipeline import AdaptivePipeline
 from addiffusion_env.agents.policy_file import load_config
 from addiffusion_env.config import compose_config
@@ -115,7 +115,7 @@ def test_a_night_until_its_policy(tmp_path, monkeypatch, capsys):
     changed = {**config, "tabular": {**config["tabular"], "total_timesteps": 512}}
     with pytest.raises(ResumeError, match=r"tabular\.total_timesteps: 256 -> 512"):
         train_sb3.train(changed)
-    HubPolicy.from_pretrained(tmp_path / "run").save_pretrained(tmp_path / "pushed")  # as push_to_hub does
+    make_policy(tmp_path / "run").save_pretrained(tmp_path / "pushed")  # as push_to_hub does
     (tmp_path / "run").rename(tmp_path / "elsewhere")
     out = AdaptivePipeline.from_pretrained(tmp_path / "pushed", device="cpu")(["a red dog"], seeds=[0])
     assert out.nfe[0] > 0
@@ -150,7 +150,7 @@ def test_a_night_killed_at_every_stage(backbone, tmp_path, monkeypatch):
 def test_a_night_in_ray_workers(tmp_path, monkeypatch):
     ray = pytest.importorskip("ray")
     monkeypatch.chdir(tmp_path)
-    config = configured("sd15", tmp_path, *FEW, "rollouts=ray", "rollouts.workers=2", "rollouts.object_store_mb=100")
+    config = configured("sd15", tmp_path, *FEW, "rollouts=ray", "rollouts.workers=2")
     try:
         spend_the_night(config)
     finally:
