@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import warnings
 from collections import Counter
-from collections.abc import Container
+from collections.abc import Container, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.vec_env import VecMonitor
+from torch import nn
 
 from addiffusion_env.agents.algorithms import make_model
 from addiffusion_env.agents.callbacks import pattern_entropy
@@ -46,6 +48,9 @@ from addiffusion_env.tabular.tabular_env import TabularVecEnv
 
 FRONTIER_COSTS = 8
 """Costs per NFE at which a policy's NFE is measured for ``target_nfe``."""
+
+SMALL_NETWORK = 2**20
+"""Number of weights up to which a policy is trained on its table in one thread."""
 
 
 WATCH_EVERY = 10
@@ -223,18 +228,31 @@ def learn_on_table(
     """
     env = VecMonitor(TabularVecEnv(mdp, settings, tabular.lanes, seed))
     learner = make_model(algorithm, env, tabular.ppo, seed, device)
-    if tabular.imitate:
-        played = [play_rule(mdp, rule) for rule in rules_of(mdp, thresholds_of(mdp))]
-        shown = Demonstrations(TabularVecEnv(mdp, settings, tabular.lanes, seed + 1), played, tabular.imitate)
-        same = imitate(learner, shown, seed=seed)
-        print(f"imitated {len(shown)} decisions of the best rules: {same:.1%} of the actions agree", flush=True)
     watch = TableWatch(mdp, settings)
     if folder is not None:
         learner.set_logger(configure(str(folder / "tensorboard" / "table"), ["tensorboard"]))
-    learner.learn(tabular.total_timesteps, callback=watch)
+    with few_threads(learner.policy):
+        if tabular.imitate:
+            played = [play_rule(mdp, rule) for rule in rules_of(mdp, thresholds_of(mdp))]
+            shown = Demonstrations(TabularVecEnv(mdp, settings, tabular.lanes, seed + 1), played, tabular.imitate)
+            same = imitate(learner, shown, seed=seed)
+            print(f"imitated {len(shown)} decisions of the best rules: {same:.1%} of the actions agree", flush=True)
+        learner.learn(tabular.total_timesteps, callback=watch)
     if folder is not None:
         write_text(folder / "table.json", json.dumps(watch.history, indent=1))
     return learner
+
+
+@contextmanager
+def few_threads(policy: nn.Module) -> Iterator[None]:
+    """Context manager: one torch thread for a small network, whose sums are shorter than the waiting of threads."""
+    threads = torch.get_num_threads()
+    if sum(value.numel() for value in policy.parameters()) < SMALL_NETWORK:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 class TableWatch(BaseCallback):

@@ -4,10 +4,12 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
 from addiffusion_env.agents.tabular_training import (
     TableWatch,
     TabularConfig,
+    few_threads,
     greedy,
     learn_on_table,
     measured_frontier,
@@ -100,6 +102,21 @@ def test_same_seed_same_policy(tmp_path):
     first, second = (learn_on_table(mdp_on(table), SETTINGS, config, "maskable_ppo", 3) for _ in range(2))
     for key, value in first.policy.state_dict().items():
         assert (value == second.policy.state_dict()[key]).all(), key
+
+
+def test_only_a_small_network_is_held_to_one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        for width, threads in ((64, 1), (1024, 2)):
+            with few_threads(torch.nn.Linear(1024, width)):
+                assert torch.get_num_threads() == threads
+            assert torch.get_num_threads() == 2
+        with pytest.raises(KeyboardInterrupt), few_threads(torch.nn.Linear(2, 2)):
+            raise KeyboardInterrupt
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_the_frontier_never_rises_with_cost():
