@@ -5,35 +5,28 @@ from __future__ import annotations
 from typing import Any
 
 import diffusers
-import transformers
 
 from addiffusion_lab.tiny_pipelines import parts
 from addiffusion_lab.tiny_pipelines.builder import Builder
 from addiffusion_lab.tiny_pipelines.diffusion_transformers import CFG
 from addiffusion_lab.tiny_pipelines.flux import TEXT, scheduler
-from addiffusion_lab.tiny_pipelines.stable_diffusion import UNET, clip
+from addiffusion_lab.tiny_pipelines.stable_diffusion import UNET
 from addiffusion_lab.tiny_pipelines.unets import kandinsky22, kandinsky22_inputs
 
 
 def parts_prior() -> dict[str, Any]:
     """Components of the prior of Kandinsky 2.2."""
-    tokenizer, text_encoder = clip(projection=True)
-    sizes: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 32}
-    sizes |= {"num_hidden_layers": 1, "num_attention_heads": 2}
-    size = {"height": 16, "width": 16}
+    vision = parts.clip_vision()
     return {
         "prior": diffusers.PriorTransformer(
             num_attention_heads=2, attention_head_dim=8, embedding_dim=16, num_layers=1
         ),
-        "image_encoder": transformers.CLIPVisionModelWithProjection(
-            transformers.CLIPVisionConfig(image_size=16, patch_size=8, projection_dim=16, **sizes)
-        ),
-        "text_encoder": text_encoder,
-        "tokenizer": tokenizer,
+        "image_encoder": vision["image_encoder"],
+        **parts.clip(projection=True),
         "scheduler": diffusers.UnCLIPScheduler(
             variance_type="fixed_small_log", prediction_type="sample", clip_sample=True, clip_sample_range=5.0
         ),
-        "image_processor": transformers.CLIPImageProcessor(size=size, crop_size=size),
+        "image_processor": vision["processor"],
     }
 
 
