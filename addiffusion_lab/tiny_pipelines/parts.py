@@ -76,7 +76,7 @@ SIZES: dict[str, Any] = {
 }
 """Default sizes of denoisers, by the names of their parameters in diffusers."""
 
-FLUX_VAE = {"scaling_factor": 0.3611, "shift_factor": 0.1159}
+FLUX_VAE: dict[str, Any] = {"scaling_factor": 0.3611, "shift_factor": 0.1159}
 """Numbers of the autoencoder of Flux.1, which many others use."""
 
 

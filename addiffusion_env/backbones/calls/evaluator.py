@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import Sequence
 from operator import itemgetter
 from typing import Any
@@ -134,7 +133,7 @@ class Evaluator:
             self.blank_step(call)
         x = call.event.sample if isinstance(call.event, AtStep) else call.drawn
         assert x is not None
-        self._keep(request, scale, call)
+        request.calls(scale).append(call)
         if before is not None:
             request.draws.append((x, before))
         return x, state
@@ -157,7 +156,7 @@ class Evaluator:
             if call.recorder is not None:
                 self.replays.learn(evaluation, call)
                 call.recorder = None
-            self._keep(evaluation.request, evaluation.scale, call)
+            evaluation.request.calls(evaluation.scale).append(call)
         for block in blocks:
             found.update(zip(block.lanes, block.found(), strict=True))
         return [found[at] for at in range(len(evaluations))]
@@ -232,10 +231,7 @@ class Evaluator:
 
     def _taken(self, request: CallRequest, scale: float | None, index: int, x: Tensor) -> OpenCall | None:
         """The waiting call closest before ``index``; at the first step, one that waits with exactly these latents."""
-        here = threading.get_ident()
-        waiting = request.waiting.get(scale, [])
-        if any(call.thread != here for call in waiting):
-            waiting[:] = [call for call in waiting if call.thread == here]
+        waiting = request.calls(scale)
         if index:  # a call that waits with its first request can be advanced with blank outputs
             best = max((call for call in waiting if call.index < index), key=lambda call: call.index, default=None)
         else:
@@ -261,9 +257,6 @@ class Evaluator:
                 pass  # it expects them in a different form
         return self.open_call(request, scale, generator)
 
-    def _keep(self, request: CallRequest, scale: float | None, call: OpenCall) -> None:
-        request.waiting.setdefault(scale, []).append(call)
-
     def blank_step(self, call: OpenCall) -> None:
         """Advances a call to its scheduler's step with blank outputs, without network evaluations."""
         call.recorder = None
@@ -284,36 +277,29 @@ class Evaluator:
                 call = self._ending(request)
                 call.finish(x)
                 calls.append(call)
-                if (
-                    isinstance(call.event, AtDecode)
-                    and precision_of(call.event.module) != precisions[call.event.module]
-                ):
+                event = call.event
+                if isinstance(event, AtDecode) and precision_of(event.module) != precisions[event.module]:
                     # The pipeline casts its autoencoder to float32 and back around each decode.
                     self._decode([call])
-            self._decode([call for call in calls if isinstance(call.event, AtDecode)])
-        found = []
-        for call in calls:
-            assert isinstance(call.event, CallEnd)
-            found.append(call.event.output)
-        return found
+            self._decode(calls)
+        found = [call.event for call in calls]
+        assert all(isinstance(event, CallEnd) for event in found)
+        return [event.output for event in found]  # type: ignore[union-attr]
 
     def _ending(self, request: CallRequest) -> OpenCall:
         """An open call of a request that waits at its scheduler's step and can be finished."""
-        here = threading.get_ident()
-        mine = ((call, calls) for calls in request.waiting.values() for call in calls if call.thread == here)
-        call, calls = next(mine, (None, []))
-        if call is None:
-            call = self.open_call(request, None, torch.Generator().manual_seed(0))
-        else:
-            calls.remove(call)
+        known = next((calls for scale in request.waiting if (calls := request.calls(scale))), None)
+        call = self.open_call(request, None, torch.Generator().manual_seed(0)) if known is None else known.pop(0)
         self.blank_step(call)
         return call
 
     def _decode(self, calls: Sequence[OpenCall]) -> None:
+        """Answers the calls that wait for their decoder."""
         groups: dict[Any, list[OpenCall]] = {}
         for call in calls:
             event = call.event
-            assert isinstance(event, AtDecode)
+            if not isinstance(event, AtDecode):
+                continue
             kwargs = {name: value for name, value in event.kwargs.items() if name != "generator" or draws(event.module)}
             same = self.networks.digests((event.args, kwargs))
             key = (id(event.module), event.latents.shape, event.latents.dtype, same)

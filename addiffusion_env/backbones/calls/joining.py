@@ -51,8 +51,10 @@ class Layout:
     def rows_of(self, value: Any) -> int | None:
         """The number of rows of a value; ``None`` if it has no batch axis."""
         for kind, part in self.parts(value):
-            if kind != CONSTANT:
-                return len(part) if isinstance(kind, str) else int(part.shape[kind])
+            if isinstance(kind, int):
+                return int((part.values[0] if isinstance(part, Lanes) else part).shape[kind])
+            if kind == LIST:
+                return len(part)
         return None
 
 
@@ -137,6 +139,8 @@ class Lanes:
 
 def spread(value: Any, lanes: int = 1) -> list[Any]:
     """The values of each of the first ``lanes`` images; containers are copied."""
+    if isinstance(value, Lanes):
+        return list(value.values[:lanes])
     parts, structure = tree_flatten(value)
     return [
         tree_unflatten([part.values[lane] if isinstance(part, Lanes) else part for part in parts], structure)

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from addiffusion_env.backbones.calls.evaluator import Evaluator
 from addiffusion_env.backbones.calls.guards import kept_precision, pipeline_errors
@@ -209,13 +209,14 @@ def response(evaluator: Evaluator, request: CallRequest, scale: float | None, on
     seen = 0
     while (asked := call.request) is not None:
         answer = evaluator.networks.blank_answer(asked)
-        tensors = [part for part in tree_leaves(answer) if isinstance(part, Tensor)]
+        leaves, structure = tree_flatten(answer)
+        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         # Each entry of its only tensor belongs to a row; of several, each tensor.
         rows = list(tensors[0]) if len(tensors) == 1 else tensors
         made = [torch.full_like(row, float(ones in (-1, seen + at))) for at, row in enumerate(rows)]
         parts = iter([torch.stack(made)] if len(tensors) == 1 else made)
         seen += len(rows)
-        call.answer(tree_map_only(Tensor, lambda _, parts=parts: next(parts), answer))
+        call.answer(tree_unflatten([next(parts) if isinstance(leaf, Tensor) else leaf for leaf in leaves], structure))
     assert isinstance(call.event, AtStep)
     output = call.event.output
     call.close()

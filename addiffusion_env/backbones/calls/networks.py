@@ -68,7 +68,7 @@ class Networks:
 
     def _known_rows(self, request: NetworkRequest) -> int | None:
         site = self.sites.get(request.form)
-        return None if site is None else site.inputs.rows_of(of_one_image(request))
+        return None if site is None else site.inputs.rows_of(request.inputs)
 
     def rows_of(self, request: NetworkRequest) -> int:
         """Number of rows per image of a request; of one of unknown layout the length of its first tensor or list."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -37,6 +38,14 @@ class CallRequest:
         self.lanes: dict[float | None, Any] = {}
         self.adapters: Any = None
         weakref.finalize(self, _close_all, self.waiting)
+
+    def calls(self, scale: float | None) -> list[OpenCall]:
+        """The waiting calls at a guidance scale; those of other threads cannot be resumed here and are dropped."""
+        waiting = self.waiting.setdefault(scale, [])
+        here = threading.get_ident()
+        if any(call.thread != here for call in waiting):
+            waiting[:] = [call for call in waiting if call.thread == here]
+        return waiting
 
 
 def _close_all(waiting: dict[float | None, list[OpenCall]]) -> None:

@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from addiffusion_env.backbones.calls.open_call import AtStep, OpenCall
 from addiffusion_env.backbones.calls.recording import Program, Recorder, Var, same
@@ -134,7 +133,8 @@ class SchedulerPlan:
             generator = torch.Generator()
             generator.set_state(state["generator"])
         kwargs = dict(at.kwargs)
-        if _takes_generator(type(scheduler)):
+        kind: Any = type(scheduler)
+        if _takes_generator(kind):
             kwargs["generator"] = generator
         result = scheduler.step(at.output, at.time, at.sample, **kwargs)
         latents = result[0] if isinstance(result, tuple) else result.prev_sample
@@ -302,7 +302,8 @@ class SchedulerSteps:
 
 def _remembered(state: State | None) -> list[Tensor]:
     """The tensors in a scheduler's state: latents and predictions of a lane."""
-    parts = [] if state is None else tree_leaves(state["values"])
+    values = () if state is None else state["values"].values()
+    parts = [part for value in values for part in (value if isinstance(value, list) else (value,))]
     return [part for part in parts if isinstance(part, Tensor) and part.ndim > 1]
 
 
