@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from addiffusion_env.backbones.calls.open_call import Inputs, NetworkRequest
+from addiffusion_env.backbones.calls.recording import CONTAINERS, flattened
 from addiffusion_env.backbones.fingerprint import bytes_of
 from addiffusion_env.lru import LruCache
 
@@ -89,7 +90,7 @@ def _kinds(one: Any, two: Any) -> Any:
 
 def _opened(value: Any) -> tuple[list[Any], TreeSpec]:
     """The entries of the outermost container."""
-    return tree_flatten(value, is_leaf=lambda part: part is not value)
+    return tree_flatten(value, is_leaf=lambda part: part is not value or not isinstance(part, CONTAINERS))
 
 
 def is_time(value: Any) -> bool:
@@ -141,7 +142,7 @@ def spread(value: Any, lanes: int = 1) -> list[Any]:
     """The values of each of the first ``lanes`` images; containers are copied."""
     if isinstance(value, Lanes):
         return list(value.values[:lanes])
-    parts, structure = tree_flatten(value)
+    parts, structure = flattened(value)
     return [
         tree_unflatten([part.values[lane] if isinstance(part, Lanes) else part for part in parts], structure)
         for lane in range(lanes)

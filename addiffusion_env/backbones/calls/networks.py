@@ -10,10 +10,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_map_only
 
 from addiffusion_env.backbones.calls.joining import Digests, Site, learn, part_key, spread
 from addiffusion_env.backbones.calls.open_call import Inputs, NetworkRequest
+from addiffusion_env.backbones.calls.recording import flattened
 from addiffusion_env.backbones.compiled import bucket_of
 
 NetworkCall = Callable[[NetworkRequest, tuple, dict, list[int], list[int]], Any]
@@ -161,7 +162,7 @@ def of_one_image(request: NetworkRequest) -> Inputs:
 def holds_state(value: Any) -> bool:
     """Whether arguments hold an object that is neither a tensor nor a plain value, such as a cache."""
     plain = Tensor | bool | int | float | str | bytes | torch.dtype | torch.device | torch.Generator | torch.Size | None
-    return not all(isinstance(part, plain) for part in tree_leaves(value))
+    return not all(isinstance(part, plain) for part in flattened(value)[0])
 
 
 def leading(request: NetworkRequest) -> Any:

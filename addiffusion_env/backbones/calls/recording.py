@@ -21,8 +21,18 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_unflatten
 
+CONTAINERS = (list, tuple, dict)
+
 SMALL = 16
 """Maximum size of tensors that are copied when recorded: numbers of a plan, which schedulers overwrite."""
+
+
+def flattened(value: Any) -> tuple[list[Any], TreeSpec]:
+    """The leaves of nested lists, tuples and dicts, and their structure.
+
+    Other containers are leaves, also those known to torch (a cache of keys and values that was exported).
+    """
+    return tree_flatten(value, is_leaf=lambda part: not isinstance(part, CONTAINERS))
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +154,7 @@ class Recorder(TorchDispatchMode):
 
     def tree(self, value: Any) -> Tree:
         """A value with :class:`Var` and :class:`Slot` in place of its leaves."""
-        leaves, structure = tree_flatten(value)
+        leaves, structure = flattened(value)
         return Tree(tuple(map(self._leaf, leaves)), structure)
 
     def _leaf(self, value: Any) -> Var | Slot:
