@@ -206,56 +206,53 @@ class Evaluator:
 
     def _brought(self, evaluation: Evaluation) -> OpenCall:
         """An open call of the evaluation's request that waits with the network request for its latents and time."""
-        request, x, plan = evaluation.request, evaluation.x, evaluation.request.plan
+        request, scale, x, plan = evaluation.request, evaluation.scale, evaluation.x, evaluation.request.plan
         assert plan is not None
         wanted = self.replays.wanted(evaluation)
         # The first request of a new call belongs to the plan's first level; other levels need a step before them.
         start = plan.convention.scheduler_sigma(float(plan.levels[0]))
-        first = evaluation.index == 0 and equal_levels(start, evaluation.sigma)
-        index = 0 if first else max(1, evaluation.index)
-        call = self._taken(request, evaluation.scale, index, x)
-        ready = first and call is not None
-        if call is None:
-            call = self._reopened(request, plan, evaluation.scale, index, x)
-            ready = first and call.drawn is not None and same_latents(call.drawn, x)
-        if ready:  # its first network request already has these latents
-            call.recorder = call.recorder if wanted else None
-            return call
+        if evaluation.index == 0 and equal_levels(start, evaluation.sigma):
+            call = self._at_start(request, plan, scale, x)
+            if call.drawn is not None and same_latents(call.drawn, x):
+                call.recorder = call.recorder if wanted else None
+                return call
+        else:
+            call = self._before(request, scale, max(1, evaluation.index))
         self.blank_step(call)
         assert call.times is not None
-        while call.index < index - 1:
+        while call.index < evaluation.index - 1:
             call.resume(self._at_step(call).sample, call.times[call.index + 1])
             self.blank_step(call)
         call.resume(x, evaluation.time, evaluation.sigma, self._recorder() if wanted else None)
         return call
 
-    def _taken(self, request: CallRequest, scale: float | None, index: int, x: Tensor) -> OpenCall | None:
-        """The waiting call closest before ``index``; at the first step, one that waits with exactly these latents."""
+    def _at_start(self, request: CallRequest, plan: SchedulerPlan, scale: float | None, x: Tensor) -> OpenCall:
+        """A call that waits with its first request; for these latents, if the pipeline draws or accepts them."""
         waiting = request.calls(scale)
-        if index:  # a call that waits with its first request can be advanced with blank outputs
-            best = max((call for call in waiting if call.index < index), key=lambda call: call.index, default=None)
-        else:
-            fresh = ((call, call.drawn) for call in waiting if not isinstance(call.event, AtStep))
-            best = next((call for call, drawn in fresh if drawn is not None and same_latents(drawn, x)), None)
-        if best is not None:
-            waiting.remove(best)
-        return best
-
-    def _reopened(
-        self, request: CallRequest, plan: SchedulerPlan, scale: float | None, index: int, x: Tensor
-    ) -> OpenCall:
-        """Opens a new call; at the first step with the given latents as argument, if the pipeline accepts them."""
+        for call in waiting:
+            if call.request is not None and call.drawn is not None and same_latents(call.drawn, x):
+                waiting.remove(call)
+                return call
         generator = torch.Generator().manual_seed(0)
-        for drawn, before in request.draws if index == 0 else ():
+        for drawn, before in request.draws:
             if same_latents(drawn, x):
                 return self.open_call(request, scale, before.clone_state(), self._recorder())
-        if index == 0 and "latents" in self.arguments.parameters and "latents" not in request.arguments:
+        if "latents" in self.arguments.parameters and "latents" not in request.arguments:
             factor = float(getattr(plan.scheduler, "init_noise_sigma", 1.0))
             try:
                 return self.open_call(request, scale, generator, self._recorder(), latents=x / factor)
             except (ConfigError, CapabilityError):
                 pass  # it expects them in a different form
         return self.open_call(request, scale, generator)
+
+    def _before(self, request: CallRequest, scale: float | None, index: int) -> OpenCall:
+        """The waiting call closest before an index of the plan, else a new one; blank outputs bring it to its step."""
+        waiting = request.calls(scale)
+        best = max((call for call in waiting if call.index < index), key=lambda call: call.index, default=None)
+        if best is None:
+            return self.open_call(request, scale, torch.Generator().manual_seed(0))
+        waiting.remove(best)
+        return best
 
     def blank_step(self, call: OpenCall) -> None:
         """Advances a call to its scheduler's step with blank outputs, without network evaluations."""
