@@ -12,8 +12,8 @@ from addiffusion_lab.tiny_pipelines.builder import Builder
 from addiffusion_lab.tiny_pipelines.diffusion_transformers import (
     CFG,
     QWEN_IMAGE_SIZES,
-    parts_z_image,
     qwen_image,
+    z_image,
 )
 from addiffusion_lab.tiny_pipelines.flux import SIZES, TEXT, flux, flux_transformer
 from addiffusion_lab.tiny_pipelines.stable_diffusion import SD3_SIZES, UNET, parts_15, parts_xl, sd3, sd15, sdxl
@@ -69,7 +69,7 @@ def z_image_controlnet() -> Any:
         control_refiner_layers_places=[0],
         control_in_dim=16,
     )
-    return diffusers.ZImageControlNetPipeline(controlnet=network, **parts_z_image())
+    return z_image("ZImageControlNetPipeline", controlnet=network)
 
 
 def sdxl_adapter() -> Any:

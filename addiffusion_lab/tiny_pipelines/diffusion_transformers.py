@@ -34,27 +34,25 @@ COGVIEW4_SHIFT: dict[str, Any] = {
 }
 
 
-def parts_z_image() -> dict[str, Any]:
-    """Components of Z-Image."""
-    return {
-        "scheduler": scheduler(shift=3.0),
-        "vae": parts.autoencoder(16, **FLUX_VAE),
-        **parts.text(parts.qwen3, parts.qwen_tokenizer()),
-        "transformer": network(diffusers.ZImageTransformer2DModel, **Z_IMAGE_SIZES),
-    }
-
-
-def z_image(cls: str = "ZImagePipeline") -> Any:
+def z_image(cls: str = "ZImagePipeline", **changes: Any) -> Any:
     """A pipeline with the components of Z-Image, whose transformer takes lists."""
-    return getattr(diffusers, cls)(**parts_z_image())
+    return getattr(diffusers, cls)(
+        scheduler=scheduler(shift=3.0),
+        vae=parts.autoencoder(16, **FLUX_VAE),
+        **parts.text(parts.qwen3, parts.qwen_tokenizer()),
+        transformer=network(diffusers.ZImageTransformer2DModel, **Z_IMAGE_SIZES),
+        **changes,
+    )
 
 
-def pixart(cls: str = "PixArtSigmaPipeline", **conditions: Any) -> Any:
+def pixart(cls: str = "PixArtSigmaPipeline") -> Any:
     """PixArt: a transformer with cross-attention on T5 that also predicts the variance."""
     return getattr(diffusers, cls)(
         **parts.text(parts.t5, parts.t5_tokenizer()),
         vae=parts.autoencoder(),
-        transformer=network(diffusers.PixArtTransformer2DModel, out_channels=8, caption_channels=32, **conditions),
+        transformer=network(
+            diffusers.PixArtTransformer2DModel, out_channels=8, caption_channels=32, use_additional_conditions=False
+        ),
         scheduler=diffusers.DDIMScheduler(),
     )
 
@@ -107,19 +105,15 @@ def cogview4() -> Any:
     )
 
 
-def parts_qwen_image() -> dict[str, Any]:
-    """Components of Qwen-Image."""
-    return {
-        "scheduler": scheduler(use_dynamic_shifting=True),
-        "vae": parts.qwen_autoencoder(),
-        **parts.text(parts.qwen25_vl, parts.qwen_tokenizer()),
-        "transformer": network(diffusers.QwenImageTransformer2DModel, **QWEN_IMAGE_SIZES),
-    }
-
-
 def qwen_image(cls: str = "QwenImagePipeline", **changes: Any) -> Any:
     """A pipeline with the components of Qwen-Image; guidance by a second call, rescaled to the prompt's norm."""
-    return getattr(diffusers, cls)(**parts_qwen_image(), **changes)
+    return getattr(diffusers, cls)(
+        scheduler=scheduler(use_dynamic_shifting=True),
+        vae=parts.qwen_autoencoder(),
+        **parts.text(parts.qwen25_vl, parts.qwen_tokenizer()),
+        transformer=network(diffusers.QwenImageTransformer2DModel, **QWEN_IMAGE_SIZES),
+        **changes,
+    )
 
 
 def hunyuan_dit(cls: str = "HunyuanDiTPipeline") -> Any:
@@ -197,8 +191,8 @@ SANA: dict[str, Any] = {
 QWEN: dict[str, Any] = {"guidance": "true_cfg_scale"}
 BUILDERS = {
     "z_image": Builder(z_image, (2,), {**CFG, "max_sequence_length": 64}, fast=True),
-    "pixart_alpha": Builder(lambda: pixart("PixArtAlphaPipeline", use_additional_conditions=False), (2,), PIXART),
-    "pixart_sigma": Builder(lambda: pixart(use_additional_conditions=False), (2,), PIXART),
+    "pixart_alpha": Builder(lambda: pixart("PixArtAlphaPipeline"), (2,), PIXART),
+    "pixart_sigma": Builder(pixart, (2,), PIXART),
     "lumina": Builder(lumina, (2,), {**CFG, "clean_caption": False}, (64, 64)),
     "lumina2": Builder(lumina2, (1, 1), {**CFG, "max_sequence_length": 128}, (64, 64)),
     "cogview3": Builder(cogview3, (2,), {**CFG, **TEXT}),

@@ -25,20 +25,16 @@ def flux_transformer(in_channels: int = 16, out_channels: int | None = 16, **cha
     return network(diffusers.FluxTransformer2DModel, in_channels=in_channels, out_channels=out_channels, **settings)
 
 
-def parts_flux() -> dict[str, Any]:
-    """Components of Flux.1."""
-    return {
+def flux(cls: str = "FluxPipeline", **changes: Any) -> Any:
+    """A pipeline with the components of Flux.1-dev."""
+    components = {
         **parts.clip(width=32),
         "scheduler": scheduler(use_dynamic_shifting=True),
         "vae": parts.autoencoder(**FLUX_VAE),
         **parts.text(parts.t5, parts.t5_tokenizer(), "_2"),
         "transformer": flux_transformer(),
     }
-
-
-def flux(cls: str = "FluxPipeline", **changes: Any) -> Any:
-    """A pipeline with the components of Flux.1-dev."""
-    return getattr(diffusers, cls)(**{**parts_flux(), **changes})
+    return getattr(diffusers, cls)(**{**components, **changes})
 
 
 def flux2_transformer(joint: int, guidance_embeds: bool) -> Any:

@@ -18,12 +18,10 @@ SIZES_16 = {**SIZES, "joint_attention_dim": 16}
 
 def krea2() -> Any:
     """Krea 2: several layers of a Qwen 3 VL per token; guidance adds one."""
-    tokenizer = parts.qwen_tokenizer()
     return diffusers.Krea2Pipeline(
         scheduler=scheduler(use_dynamic_shifting=True),
         vae=parts.qwen_autoencoder(),
-        text_encoder=parts.qwen3_vl(tokenizer).model,
-        tokenizer=tokenizer,
+        **parts.text(lambda tokenizer: parts.qwen3_vl(tokenizer).model, parts.qwen_tokenizer()),
         transformer=network(
             diffusers.Krea2Transformer2DModel,
             in_channels=16,
@@ -103,12 +101,10 @@ def bria_fibo2() -> Any:
 
 def ovis() -> Any:
     """Ovis-Image."""
-    tokenizer = parts.qwen_tokenizer()
     return diffusers.OvisImagePipeline(
         scheduler=scheduler(use_dynamic_shifting=True),
         vae=parts.autoencoder(**FLUX_VAE),
-        text_encoder=parts.qwen3(tokenizer).model,
-        tokenizer=tokenizer,
+        **parts.text(lambda tokenizer: parts.qwen3(tokenizer).model, parts.qwen_tokenizer()),
         transformer=network(diffusers.OvisImageTransformer2DModel, in_channels=16, out_channels=16, **SIZES_16),
     )
 
@@ -165,7 +161,6 @@ def omnigen() -> Any:
 
 def ernie_image() -> Any:
     """ERNIE-Image: prompts are not padded."""
-    tokenizer = parts.qwen_tokenizer()
     return diffusers.ErnieImagePipeline(
         transformer=network(
             diffusers.ErnieImageTransformer2DModel,
@@ -175,8 +170,7 @@ def ernie_image() -> Any:
             text_in_dim=16,
         ),
         vae=parts.flux2_autoencoder(),
-        text_encoder=parts.mistral3(tokenizer).model,
-        tokenizer=tokenizer,
+        **parts.text(lambda tokenizer: parts.mistral3(tokenizer).model, parts.qwen_tokenizer()),
         scheduler=scheduler(shift=3.0),
     )
 

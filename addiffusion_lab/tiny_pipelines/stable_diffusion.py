@@ -59,21 +59,17 @@ SD3_SIZES: dict[str, Any] = {
 }
 
 
-def parts_3() -> dict[str, Any]:
-    """Components of Stable Diffusion 3.5."""
-    return {
-        **parts.clip(projection=True),
-        **parts.clip("_2", projection=True),
-        "transformer": parts.network(diffusers.SD3Transformer2DModel, **SD3_SIZES),
-        "scheduler": diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
-        "vae": parts.autoencoder(16, scaling_factor=1.5305, shift_factor=0.0609, use_quant_conv=False),
-        **parts.text(parts.t5, parts.t5_tokenizer(), "_3"),
-    }
-
-
 def sd3(cls: str = "StableDiffusion3Pipeline", **changes: Any) -> Any:
     """A pipeline with the components of Stable Diffusion 3.5."""
-    return getattr(diffusers, cls)(**{**parts_3(), **changes})
+    return getattr(diffusers, cls)(
+        **parts.clip(projection=True),
+        **parts.clip("_2", projection=True),
+        transformer=parts.network(diffusers.SD3Transformer2DModel, **SD3_SIZES),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=parts.autoencoder(16, scaling_factor=1.5305, shift_factor=0.0609, use_quant_conv=False),
+        **parts.text(parts.t5, parts.t5_tokenizer(), "_3"),
+        **changes,
+    )
 
 
 def lcm() -> Any:

@@ -91,6 +91,14 @@ def dreamlite(mobile: bool = False) -> Any:
     )
 
 
+SIMPLE_ATTENTION: dict[str, Any] = {
+    "down_block_types": ("ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"),
+    "mid_block_type": "UNetMidBlock2DSimpleCrossAttn",
+    "up_block_types": ("SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"),
+    "resnet_time_scale_shift": "scale_shift",
+}
+
+
 movq = partial(
     parts.convolutional,
     diffusers.VQModel,
@@ -129,10 +137,7 @@ def kandinsky22() -> Any:
             addition_embed_type="image",
             encoder_hid_dim=16,
             encoder_hid_dim_type="image_proj",
-            down_block_types=("ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"),
-            mid_block_type="UNetMidBlock2DSimpleCrossAttn",
-            up_block_types=("SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"),
-            resnet_time_scale_shift="scale_shift",
+            **SIMPLE_ATTENTION,
         ),
         scheduler=diffusers.DDIMScheduler(**NOISE, clip_sample=False, steps_offset=1, set_alpha_to_one=False),
         movq=movq(levels=4),
@@ -159,10 +164,7 @@ def deepfloyd() -> Any:
             encoder_hid_dim_type="text_proj",
             addition_embed_type="text",
             addition_embed_type_num_heads=2,
-            down_block_types=("ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"),
-            mid_block_type="UNetMidBlock2DSimpleCrossAttn",
-            up_block_types=("SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"),
-            resnet_time_scale_shift="scale_shift",
+            **SIMPLE_ATTENTION,
             act_fn="gelu",
             class_embed_type=None,
             cross_attention_norm="group_norm",
