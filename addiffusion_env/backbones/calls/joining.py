@@ -142,6 +142,8 @@ def spread(value: Any, lanes: int = 1) -> list[Any]:
     """The values of each of the first ``lanes`` images; containers are copied."""
     if isinstance(value, Lanes):
         return list(value.values[:lanes])
+    if not isinstance(value, CONTAINERS):
+        return [value] * lanes
     parts, structure = flattened(value)
     return [
         tree_unflatten([part.values[lane] if isinstance(part, Lanes) else part for part in parts], structure)
@@ -241,7 +243,7 @@ def _split(kind: int | str, part: Any, rows: Sequence[int], sizes: Sequence[int]
 
 
 def _even(rows: Sequence[int]) -> bool:
-    return all(count == rows[0] for count in rows)
+    return rows.count(rows[0]) == len(rows)
 
 
 class Digests:
