@@ -33,8 +33,7 @@ from addiffusion_env.backbones.calls.loaded import (
 from addiffusion_env.backbones.calls.measured import PROMPTS, Measurements, image_of, measure, measure_decoding
 from addiffusion_env.backbones.calls.preview_decoder import PreviewDecoder
 from addiffusion_env.backbones.calls.requests import CallRequest, Evaluation
-from addiffusion_env.backbones.calls.scheduler_plan import SchedulerPlan
-from addiffusion_env.backbones.calls.scheduler_steps import SchedulerSteps, StepRequest
+from addiffusion_env.backbones.calls.scheduler import SchedulerPlan, SchedulerSteps, StepRequest
 from addiffusion_env.backbones.conventions import Discrete
 from addiffusion_env.backbones.fingerprint import name_of
 from addiffusion_env.backbones.identity import described
@@ -271,7 +270,7 @@ class PipelineBackbone(Backbone):
             levels = self.sigmas(steps, spacing)
         x = self.layout_of(inner, request).outer(inner.float() / self.convention.scale(float(plan.levels[0])))
         latents = Latents.start(x, torch.tensor([levels[0]], dtype=torch.float64))
-        history = replace(latents.history, scheduler=(plan.first(state),))
+        history = replace(latents.history, scheduler=({"index": 0, "values": {}, "generator": state},))
         return request, replace(latents, history=history), levels
 
     def plan_of(self, request: CallRequest) -> SchedulerPlan:
@@ -329,12 +328,12 @@ class PipelineBackbone(Backbone):
         ]
         self.network.watch(capture, self.capabilities.attention_grid)
         found = self.evaluator.evaluate(evaluations)
-        samples = torch.cat([item.step.sample for item in found]).float()
-        outputs = torch.cat([item.step.output for item in found]).float()
+        samples = torch.cat([item.sample for item in found]).float()
+        outputs = torch.cat([item.output for item in found]).float()
         x0 = layout.outer(self.convention.clean(samples / rows(factors, samples), outputs, sigma))
         calls = torch.tensor([item.rows for item in found])
         attention, features = self.network.seen(len(x))
-        return Prediction(x0, calls, attention, features, tuple(item.step for item in found))
+        return Prediction(x0, calls, attention, features, tuple(found))
 
     def _layout_for(self, x: Tensor, request: CallRequest) -> LatentLayout:
         if known := [layout for layout in self._layouts.values() if layout.shape == tuple(x.shape[1:])]:

@@ -1,4 +1,8 @@
-"""Registered backbones with tiny random weights, for `python -m addiffusion_env check NAME` and the tests."""
+"""Registered backbones with tiny random weights, for `python -m addiffusion_env check NAME` and the tests.
+
+Pipelines are saved in the hub's folder format. Latents are 8x8 and images 16x16, so that a whole episode on a CPU takes
+a second; everything else (two text encoders, joint attention, packing, schedulers) is as in the real models.
+"""
 
 from __future__ import annotations
 
@@ -7,33 +11,66 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
 
 from addiffusion_env.backbones import BACKBONES
 from addiffusion_env.backbones.base import Backbone, Load
-from addiffusion_lab.tiny_pipelines import ZOO
-from addiffusion_lab.tiny_pipelines.folders import (
-    flux,
-    latent_consistency,
-    saved,
-    stable_diffusion,
-    stable_diffusion_xl,
-)
-from addiffusion_lab.tiny_pipelines.parts import tiny_autoencoder
+from addiffusion_lab.tiny_pipelines import ZOO, parts
+from addiffusion_lab.tiny_pipelines.flux import flux, flux_transformer, scheduler
+from addiffusion_lab.tiny_pipelines.stable_diffusion import lcm, parts_xl, sd15
 
-BUILDERS: dict[str, Callable[[Path], Any]] = {
-    "sd15": stable_diffusion,
-    "sd21": lambda folder: stable_diffusion(folder, "v_prediction"),
-    "sdxl": stable_diffusion_xl,
-    "flux": flux,
-    "sd35": lambda folder: saved(ZOO["sd3"](), folder),
-    "flux2_klein": lambda folder: saved(ZOO["flux2_klein"](), folder),
-    "z_image": lambda folder: saved(ZOO["z_image"](), folder),
-    "qwen_image": lambda folder: saved(ZOO["qwen_image"](), folder),
-    "diffusers": stable_diffusion,  # or any other
-    "lcm": latent_consistency,
-    "turbo": partial(stable_diffusion_xl, turbo=True),
+
+def sdxl(turbo: bool = False) -> Any:
+    """A ``StableDiffusionXLPipeline``; ``turbo`` gives it SDXL-Turbo's scheduler."""
+    steps: Any = diffusers.DDIMScheduler(**parts.SD_NOISE)
+    if turbo:
+        steps = diffusers.EulerAncestralDiscreteScheduler.from_config(steps.config, timestep_spacing="trailing")
+    components = {**parts_xl(transformer_layers_per_block=(1, 2)), "scheduler": steps}
+    return diffusers.StableDiffusionXLPipeline(**components, add_watermarker=False)
+
+
+def flux_schnell() -> Any:
+    """A ``FluxPipeline`` without guidance."""
+    pipe = flux(
+        vae=parts.autoencoder(16, **parts.FLUX_VAE),
+        transformer=flux_transformer(64, None, num_layers=2, guidance_embeds=False),
+        scheduler=scheduler(),
+    )
+    pipe.default_sample_size = 8  # FluxPipeline's default is 128 latents per side
+    return pipe
+
+
+RECIPES: dict[str, tuple[int, Callable[[], Any]]] = {
+    "sd15": (0, sd15),
+    "sd21": (0, partial(sd15, prediction_type="v_prediction")),
+    "sdxl": (1, sdxl),
+    "flux": (2, flux_schnell),
+    "sd35": (0, ZOO["sd3"]),
+    "flux2_klein": (0, ZOO["flux2_klein"]),
+    "z_image": (0, ZOO["z_image"]),
+    "qwen_image": (0, ZOO["qwen_image"]),
+    "diffusers": (0, sd15),  # or any other
+    "lcm": (7, lcm),
+    "turbo": (1, partial(sdxl, turbo=True)),
 }
+"""Name of a backbone, or of a sampler with separate weights -> seed, and function that makes a tiny pipeline."""
+
+
+def saved(name: str, folder: Path) -> Any:
+    """Saves the tiny pipeline of a backbone to a folder and returns it, without progress bars or dropout."""
+    seed, make = RECIPES[name]
+    torch.manual_seed(seed)
+    pipe = make()
+    for part in pipe.components.values():
+        if isinstance(part, torch.nn.Module):
+            part.eval().requires_grad_(False)
+    pipe.save_pretrained(folder)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+BUILDERS: dict[str, Callable[[Path], Any]] = {name: partial(saved, name) for name in RECIPES}
 """Name of a backbone, or of a sampler with separate weights -> function that saves a tiny pipeline to a folder."""
 
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -55,9 +92,9 @@ def tiny_backbone(name: str, folder: Path) -> Backbone:
         name: a registered backbone that wraps a pipeline.
         folder: folder that the weights are written to.
     """
-    BUILDERS[name](folder / "pipeline")
+    saved(name, folder / "pipeline")
     torch.manual_seed(5)
-    tiny_autoencoder(16 if name == "flux" else 4).save_pretrained(folder / "preview")
+    parts.tiny_autoencoder(16 if name == "flux" else 4).save_pretrained(folder / "preview")
     options = {"preview": str(folder / "preview"), **OPTIONS.get(name, {})}
     backbone: Backbone = BACKBONES.load(name).from_pretrained(
         Load(str(folder / "pipeline"), device="cpu", dtype="float32", options=options)

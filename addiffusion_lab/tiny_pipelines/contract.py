@@ -18,13 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from addiffusion_env.backbones.calls.evaluator import Evaluator
-from addiffusion_env.backbones.calls.joining import request_rows
-from addiffusion_env.backbones.calls.measured import at_index, first_step, generator, image_of
-from addiffusion_env.backbones.calls.networks import holds_state, leading_rows
-from addiffusion_env.backbones.calls.open_call import AtStep, NetworkRequest
+from addiffusion_env.backbones.calls.measured import at_index, first_step, image_of, response
+from addiffusion_env.backbones.calls.networks import holds_state
 from addiffusion_env.backbones.calls.requests import CallRequest
-from addiffusion_env.backbones.calls.trees import tensors_in, with_tensors
 from addiffusion_env.backbones.pipeline_backbone import PipelineBackbone
 from addiffusion_env.backbones.solvers import SCHEDULER
 from addiffusion_env.engine.coroutines import advance, ask, exit_early, finished
@@ -161,12 +157,8 @@ class Case:
 def network_rows(case: Case) -> list[tuple[str, int]]:
     """(component, rows) of each network call of one step for one image, in order."""
     evaluator = case.backbone.evaluator
-    found = first_step(evaluator, case.backbone.measured.request, None).requests
-    rows = []
-    for request, _ in found:
-        site = evaluator.networks.site(request)
-        rows.append((request.site[0], (request_rows(site, request) if site else None) or leading_rows(request)))
-    return rows
+    _, called = first_step(evaluator, case.backbone.measured.request)
+    return [(request.site[0], evaluator.networks.rows_of(request)) for request, _ in called]
 
 
 def times_heard(case: Case) -> list[float]:
@@ -187,53 +179,11 @@ def times_heard(case: Case) -> list[float]:
     return heard
 
 
-def answered(evaluator: Evaluator, request: CallRequest, scale: float | None, ones: int | None) -> tuple[Tensor, int]:
-    """The scheduler's input when the network returns zeros, with ones in some rows.
-
-    Args:
-        evaluator: evaluator of the pipeline.
-        request: request whose first step is run.
-        scale: the pipeline's guidance argument.
-        ones: row of the step's network calls that is all ones; -1 for every row, ``None`` for none.
-
-    Returns:
-        (``model_output`` argument of the scheduler, number of rows).
-    """
-    call = evaluator.open_call(request, scale, generator())
-    seen = 0
-    while isinstance(call.event, NetworkRequest):
-        answer = evaluator.networks.blank_answer(call.event)
-        tensors = tensors_in(answer)
-        rows = len(tensors[0]) if len(tensors) == 1 else len(tensors)
-        inside = {row: ones == -1 or ones == seen + row for row in range(rows)}
-        seen += rows
-        call.answer(_filled(answer, inside))
-    assert isinstance(call.event, AtStep)
-    output = call.event.output.double()
-    call.close()
-    return output, seen
-
-
-def _filled(answer: Any, inside: dict[int, bool]) -> Any:
-    """An output with ones in some rows of its only tensor, or in some of its tensors."""
-    several = len(tensors_in(answer)) > 1
-    count = iter(range(len(inside)))
-
-    def filled(part: Tensor) -> Tensor:
-        if several:
-            return torch.full_like(part, float(inside[next(count)]))
-        made = torch.zeros_like(part)
-        made[[row for row, chosen in inside.items() if chosen]] = 1
-        return made
-
-    return with_tensors(answer, filled)
-
-
 def sign(case: Case) -> str:
     """How the network's output is converted to the scheduler's input."""
     evaluator, request = case.backbone.evaluator, case.backbone.measured.request
-    base = answered(evaluator, request, None, None)[0].nan_to_num()
-    change = answered(evaluator, request, None, -1)[0] - base
+    base = response(evaluator, request, None, None)[0].double().nan_to_num()
+    change = response(evaluator, request, None, -1)[0].double() - base
     factor = float(change.mean())
     if float((change - factor).abs().max()) > 1e-3 or float(base.abs().max()) > 1e-3:
         return "converted"
@@ -247,12 +197,12 @@ def guidance_weights(case: Case, scale: float | None) -> list[tuple[float, float
     a ControlNet, whose outputs are inputs of the denoiser) are omitted.
     """
     evaluator, request = case.backbone.evaluator, case.backbone.measured.request
-    blank, rows = answered(evaluator, request, scale, None)
-    base = blank.nan_to_num()  # rescaling zeros is 0 / 0
-    whole = answered(evaluator, request, scale, -1)[0] - base
+    blank, rows = response(evaluator, request, scale, None)
+    base = blank.double().nan_to_num()  # rescaling zeros is 0 / 0
+    whole = response(evaluator, request, scale, -1)[0].double() - base
     found = []
     for row in range(rows):
-        share = ((answered(evaluator, request, scale, row)[0] - base) / whole).nan_to_num()
+        share = ((response(evaluator, request, scale, row)[0].double() - base) / whole).nan_to_num()
         found.append((float(share.min()), float(share.max())))
     return [weight for weight in found if any(abs(edge) > 1e-3 for edge in weight)]
 
@@ -297,6 +247,6 @@ def joined_lengths(case: Case) -> str:
         return "any"
     if counts[1] == one:
         return "one length" if counts[0] == 2 * one else f"one length; {2 * one - counts[0]} of {one} calls any"
-    found = first_step(evaluator, case.backbone.measured.request, None).requests
-    cached = any(holds_state(part) for request, answer in found for part in (request.args, request.kwargs, answer))
+    _, found = first_step(evaluator, case.backbone.measured.request)
+    cached = any(holds_state((request.inputs, answer)) for request, answer in found)
     return f"no: {'a cache in each call' if cached else 'inputs differ'}"

@@ -6,15 +6,14 @@ from typing import Any
 
 import diffusers
 import torch
-import transformers
 
+from addiffusion_lab.tiny_pipelines import parts
 from addiffusion_lab.tiny_pipelines.builder import Builder
 from addiffusion_lab.tiny_pipelines.diffusion_transformers import (
     CFG,
     QWEN_IMAGE_SIZES,
-    Z_IMAGE_SIZES,
-    parts_z_image,
     qwen_image,
+    z_image,
 )
 from addiffusion_lab.tiny_pipelines.flux import SIZES, TEXT, flux, flux_transformer
 from addiffusion_lab.tiny_pipelines.stable_diffusion import SD3_SIZES, UNET, parts_15, parts_xl, sd3, sd15, sdxl
@@ -44,31 +43,33 @@ def sdxl_controlnet() -> Any:
 def sd3_controlnet() -> Any:
     """Stable Diffusion 3.5 with a ControlNet."""
     return sd3(
-        "StableDiffusion3ControlNetPipeline", controlnet=diffusers.SD3ControlNetModel(**{**SD3_SIZES, "num_layers": 1})
+        "StableDiffusion3ControlNetPipeline",
+        controlnet=parts.network(diffusers.SD3ControlNetModel, **SD3_SIZES, num_layers=1),
     )
 
 
 def flux_controlnet() -> Any:
     """Flux.1-dev with a ControlNet."""
-    network = diffusers.FluxControlNetModel(
-        in_channels=16, pooled_projection_dim=32, axes_dims_rope=[4, 4, 8], guidance_embeds=True, **SIZES
-    )
+    network = parts.network(diffusers.FluxControlNetModel, in_channels=16, guidance_embeds=True, **SIZES)
     return flux("FluxControlNetPipeline", controlnet=network)
 
 
 def qwen_image_controlnet() -> Any:
     """Qwen-Image with a ControlNet."""
-    network = diffusers.QwenImageControlNetModel(**{**QWEN_IMAGE_SIZES, "num_layers": 1})
+    network = parts.network(diffusers.QwenImageControlNetModel, **QWEN_IMAGE_SIZES, num_layers=1)
     return qwen_image("QwenImageControlNetPipeline", controlnet=network)
 
 
 def z_image_controlnet() -> Any:
     """Z-Image with a ControlNet, which shares layers with the transformer."""
-    sizes = {key: Z_IMAGE_SIZES[key] for key in ("dim", "n_refiner_layers", "n_heads", "n_kv_heads")}
-    network = diffusers.ZImageControlNetModel(
-        control_layers_places=[0], control_refiner_layers_places=[0], control_in_dim=16, **sizes
+    network = parts.network(
+        diffusers.ZImageControlNetModel,
+        n_kv_heads=2,
+        control_layers_places=[0],
+        control_refiner_layers_places=[0],
+        control_in_dim=16,
     )
-    return diffusers.ZImageControlNetPipeline(controlnet=network, **parts_z_image())
+    return z_image("ZImageControlNetPipeline", controlnet=network)
 
 
 def sdxl_adapter() -> Any:
@@ -79,15 +80,9 @@ def sdxl_adapter() -> Any:
 
 def sd15_ip_adapter() -> Any:
     """Stable Diffusion 1.5 with an IP-Adapter: an image prompt in every cross-attention."""
-    sizes: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 32}
-    sizes |= {"num_hidden_layers": 1, "num_attention_heads": 2}
-    vision = transformers.CLIPVisionConfig(image_size=16, patch_size=8, projection_dim=16, **sizes)
-    size = {"height": 16, "width": 16}
     pipe = sd15()
-    pipe.register_modules(
-        image_encoder=transformers.CLIPVisionModelWithProjection(vision),
-        feature_extractor=transformers.CLIPImageProcessor(size=size, crop_size=size),
-    )
+    vision = parts.clip_vision()
+    pipe.register_modules(image_encoder=vision["image_encoder"], feature_extractor=vision["processor"])
     widths = [processor_width(pipe.unet, name) for name in pipe.unet.attn_processors if "attn2" in name]
     keys = [(f"{2 * index + 1}.to_{half}_ip.weight", width) for index, width in enumerate(widths) for half in "kv"]
     tokens = 4

@@ -10,60 +10,48 @@ import torch
 from addiffusion_lab.tiny_pipelines import parts
 from addiffusion_lab.tiny_pipelines.builder import Builder
 from addiffusion_lab.tiny_pipelines.flux import SIZES, TEXT, scheduler
+from addiffusion_lab.tiny_pipelines.parts import FLUX_VAE, network
 
 CFG: dict[str, Any] = {"guidance_scale": 3.0}
 NOISE = {key: parts.SD_NOISE[key] for key in ("beta_start", "beta_end", "beta_schedule")}
 
 
-Z_IMAGE_SIZES: dict[str, Any] = {
-    "dim": 32,
-    "n_layers": 1,
-    "n_refiner_layers": 1,
-    "n_heads": 2,
-    "n_kv_heads": 2,
-    "cap_feat_dim": 16,
-    "axes_dims": [4, 4, 8],
-    "axes_lens": [256, 32, 32],
-}
+Z_IMAGE_SIZES: dict[str, Any] = {"in_channels": 16, "n_layers": 1, "n_kv_heads": 2, "axes_lens": [256, 32, 32]}
 QWEN_IMAGE_SIZES: dict[str, Any] = {
     "in_channels": 16,
-    "out_channels": 4,
-    "num_layers": 2,
     "attention_head_dim": 16,
-    "num_attention_heads": 2,
     "joint_attention_dim": 16,
     "axes_dims_rope": (8, 4, 4),
 }
 
 
-def parts_z_image() -> dict[str, Any]:
-    """Components of Z-Image."""
-    return {
-        "scheduler": scheduler(shift=3.0),
-        "vae": parts.autoencoder(16, scaling_factor=0.3611, shift_factor=0.1159),
-        **parts.text(parts.qwen3, parts.qwen_tokenizer()),
-        "transformer": diffusers.ZImageTransformer2DModel(**Z_IMAGE_SIZES),
-    }
+COGVIEW4_SHIFT: dict[str, Any] = {
+    "base_shift": 0.25,
+    "max_shift": 0.75,
+    "base_image_seq_len": 256,
+    "use_dynamic_shifting": True,
+    "time_shift_type": "linear",
+}
 
 
-def z_image(cls: str = "ZImagePipeline") -> Any:
+def z_image(cls: str = "ZImagePipeline", **changes: Any) -> Any:
     """A pipeline with the components of Z-Image, whose transformer takes lists."""
-    return getattr(diffusers, cls)(**parts_z_image())
+    return getattr(diffusers, cls)(
+        scheduler=scheduler(shift=3.0),
+        vae=parts.autoencoder(16, **FLUX_VAE),
+        **parts.text(parts.qwen3, parts.qwen_tokenizer()),
+        transformer=network(diffusers.ZImageTransformer2DModel, **Z_IMAGE_SIZES),
+        **changes,
+    )
 
 
-def pixart(cls: str = "PixArtSigmaPipeline", **conditions: Any) -> Any:
+def pixart(cls: str = "PixArtSigmaPipeline") -> Any:
     """PixArt: a transformer with cross-attention on T5 that also predicts the variance."""
     return getattr(diffusers, cls)(
         **parts.text(parts.t5, parts.t5_tokenizer()),
         vae=parts.autoencoder(),
-        transformer=diffusers.PixArtTransformer2DModel(
-            sample_size=8,
-            num_layers=2,
-            attention_head_dim=8,
-            num_attention_heads=2,
-            cross_attention_dim=16,
-            caption_channels=32,
-            **conditions,
+        transformer=network(
+            diffusers.PixArtTransformer2DModel, out_channels=8, caption_channels=32, use_additional_conditions=False
         ),
         scheduler=diffusers.DDIMScheduler(),
     )
@@ -71,15 +59,7 @@ def pixart(cls: str = "PixArtSigmaPipeline", **conditions: Any) -> Any:
 
 def lumina() -> Any:
     """Lumina-Next: guidance on three of four channels, negated outputs."""
-    transformer: Any = diffusers.LuminaNextDiT2DModel(
-        sample_size=8,
-        hidden_size=16,
-        num_layers=2,
-        num_attention_heads=2,
-        num_kv_heads=1,
-        multiple_of=16,
-        cross_attention_dim=16,
-    )
+    transformer = network(diffusers.LuminaNextDiT2DModel, hidden_size=16)
     torch.nn.init.normal_(transformer.pad_token, std=0.1)  # uninitialised memory
     return diffusers.LuminaPipeline(
         transformer=transformer,
@@ -92,21 +72,13 @@ def lumina() -> Any:
 def lumina2() -> Any:
     """Lumina 2: norm-rescaled guidance by a second call, negated outputs."""
     return diffusers.Lumina2Pipeline(
-        transformer=diffusers.Lumina2Transformer2DModel(
-            sample_size=8,
-            in_channels=4,
-            hidden_size=32,
+        transformer=network(
+            diffusers.Lumina2Transformer2DModel,
             num_layers=1,
-            num_refiner_layers=1,
-            num_attention_heads=2,
-            num_kv_heads=1,
-            multiple_of=16,
-            axes_dim_rope=(4, 4, 8),
             axes_lens=(128, 32, 32),
-            cap_feat_dim=16,
         ),
         scheduler=scheduler(shift=6.0),
-        vae=parts.autoencoder(levels=4, scaling_factor=0.3611, shift_factor=0.1159),
+        vae=parts.autoencoder(levels=4, **FLUX_VAE),
         **parts.text(parts.gemma2, parts.gemma_tokenizer()),
     )
 
@@ -116,18 +88,7 @@ def cogview3() -> Any:
     return diffusers.CogView3PlusPipeline(
         **parts.text(parts.t5, parts.t5_tokenizer()),
         vae=parts.autoencoder(scaling_factor=0.13025),
-        transformer=diffusers.CogView3PlusTransformer2DModel(
-            in_channels=4,
-            out_channels=4,
-            num_layers=2,
-            attention_head_dim=8,
-            num_attention_heads=2,
-            text_embed_dim=32,
-            time_embed_dim=8,
-            condition_dim=4,
-            pos_embed_max_size=8,
-            sample_size=8,
-        ),
+        transformer=network(diffusers.CogView3PlusTransformer2DModel),
         scheduler=diffusers.CogVideoXDDIMScheduler(prediction_type="v_prediction", timestep_spacing="trailing"),
     )
 
@@ -139,37 +100,20 @@ def cogview4() -> Any:
             parts.glm, parts.qwen_tokenizer("[gMASK]", "<sop>", starts_with=("[gMASK]", "<sop>"), padding_side="left")
         ),
         vae=parts.autoencoder(),
-        transformer=diffusers.CogView4Transformer2DModel(
-            in_channels=4,
-            out_channels=4,
-            num_layers=2,
-            attention_head_dim=8,
-            num_attention_heads=2,
-            text_embed_dim=16,
-            time_embed_dim=8,
-            condition_dim=4,
-            sample_size=8,
-            rope_axes_dim=(32, 32),
-        ),
-        scheduler=scheduler(
-            base_shift=0.25, max_shift=0.75, base_image_seq_len=256, use_dynamic_shifting=True, time_shift_type="linear"
-        ),
+        transformer=network(diffusers.CogView4Transformer2DModel, text_embed_dim=16, rope_axes_dim=(32, 32)),
+        scheduler=scheduler(**COGVIEW4_SHIFT),
     )
-
-
-def parts_qwen_image() -> dict[str, Any]:
-    """Components of Qwen-Image."""
-    return {
-        "scheduler": scheduler(use_dynamic_shifting=True),
-        "vae": parts.qwen_autoencoder(),
-        **parts.text(parts.qwen25_vl, parts.qwen_tokenizer()),
-        "transformer": diffusers.QwenImageTransformer2DModel(**QWEN_IMAGE_SIZES),
-    }
 
 
 def qwen_image(cls: str = "QwenImagePipeline", **changes: Any) -> Any:
     """A pipeline with the components of Qwen-Image; guidance by a second call, rescaled to the prompt's norm."""
-    return getattr(diffusers, cls)(**parts_qwen_image(), **changes)
+    return getattr(diffusers, cls)(
+        scheduler=scheduler(use_dynamic_shifting=True),
+        vae=parts.qwen_autoencoder(),
+        **parts.text(parts.qwen25_vl, parts.qwen_tokenizer()),
+        transformer=network(diffusers.QwenImageTransformer2DModel, **QWEN_IMAGE_SIZES),
+        **changes,
+    )
 
 
 def hunyuan_dit(cls: str = "HunyuanDiTPipeline") -> Any:
@@ -181,15 +125,11 @@ def hunyuan_dit(cls: str = "HunyuanDiTPipeline") -> Any:
         tokenizer=tokenizer,
         text_encoder_2=parts.t5(tokenizer_2),
         tokenizer_2=tokenizer_2,
-        transformer=diffusers.HunyuanDiT2DModel(
-            sample_size=8,
-            in_channels=4,
+        transformer=network(
+            diffusers.HunyuanDiT2DModel,
             patch_size=2,
             num_layers=4,
-            attention_head_dim=8,
-            num_attention_heads=2,
             hidden_size=16,
-            cross_attention_dim=16,
             cross_attention_dim_t5=32,
             pooled_projection_dim=4,
         ),
@@ -203,7 +143,7 @@ def hunyuan_dit(cls: str = "HunyuanDiTPipeline") -> Any:
 def bria() -> Any:
     """Bria 3.2: Flux's joint attention with guidance in one call; latents packed four to a token."""
     return diffusers.BriaPipeline(
-        transformer=diffusers.BriaTransformer2DModel(in_channels=16, axes_dims_rope=[4, 4, 8], **SIZES),
+        transformer=network(diffusers.BriaTransformer2DModel, in_channels=16, **SIZES),
         scheduler=scheduler(),
         vae=parts.autoencoder(shift_factor=0.0),
         **parts.text(parts.t5, parts.t5_tokenizer()),
@@ -215,14 +155,10 @@ def aura_flow() -> Any:
     return diffusers.AuraFlowPipeline(
         **parts.text(parts.t5, parts.t5_tokenizer(), unified=True),
         vae=parts.autoencoder(scaling_factor=0.13025),
-        transformer=diffusers.AuraFlowTransformer2DModel(
-            sample_size=8,
+        transformer=network(
+            diffusers.AuraFlowTransformer2DModel,
             num_mmdit_layers=1,
             num_single_dit_layers=1,
-            attention_head_dim=8,
-            num_attention_heads=2,
-            joint_attention_dim=32,
-            caption_projection_dim=16,
             pos_embed_max_size=64,
         ),
         scheduler=scheduler(shift=1.73),
@@ -234,17 +170,11 @@ def sana(cls: str = "SanaPipeline", steps: Any = None, **changes: Any) -> Any:
     return getattr(diffusers, cls)(
         **parts.text(parts.gemma2, parts.gemma_tokenizer()),
         vae=parts.deep_autoencoder(),
-        transformer=diffusers.SanaTransformer2DModel(
-            in_channels=4,
-            out_channels=4,
-            num_layers=2,
-            attention_head_dim=8,
-            num_attention_heads=2,
+        transformer=network(
+            diffusers.SanaTransformer2DModel,
             num_cross_attention_heads=2,
             cross_attention_head_dim=8,
-            cross_attention_dim=16,
             caption_channels=16,
-            sample_size=8,
             **changes,
         ),
         scheduler=steps or scheduler(shift=3.0),
@@ -261,8 +191,8 @@ SANA: dict[str, Any] = {
 QWEN: dict[str, Any] = {"guidance": "true_cfg_scale"}
 BUILDERS = {
     "z_image": Builder(z_image, (2,), {**CFG, "max_sequence_length": 64}, fast=True),
-    "pixart_alpha": Builder(lambda: pixart("PixArtAlphaPipeline", use_additional_conditions=False), (2,), PIXART),
-    "pixart_sigma": Builder(lambda: pixart(use_additional_conditions=False), (2,), PIXART),
+    "pixart_alpha": Builder(lambda: pixart("PixArtAlphaPipeline"), (2,), PIXART),
+    "pixart_sigma": Builder(pixart, (2,), PIXART),
     "lumina": Builder(lumina, (2,), {**CFG, "clean_caption": False}, (64, 64)),
     "lumina2": Builder(lumina2, (1, 1), {**CFG, "max_sequence_length": 128}, (64, 64)),
     "cogview3": Builder(cogview3, (2,), {**CFG, **TEXT}),

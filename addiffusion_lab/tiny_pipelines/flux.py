@@ -8,15 +8,10 @@ import diffusers
 
 from addiffusion_lab.tiny_pipelines import parts
 from addiffusion_lab.tiny_pipelines.builder import Builder
-from addiffusion_lab.tiny_pipelines.stable_diffusion import clip
+from addiffusion_lab.tiny_pipelines.parts import FLUX_VAE, network
 
-SIZES: dict[str, Any] = {
-    "num_layers": 1,
-    "num_single_layers": 1,
-    "attention_head_dim": 16,
-    "num_attention_heads": 2,
-    "joint_attention_dim": 32,
-}
+SIZES: dict[str, Any] = {"num_layers": 1, "attention_head_dim": 16}
+"""Sizes of Flux' transformer and its kin other than those of :data:`parts.SIZES`."""
 
 
 def scheduler(**settings: Any) -> Any:
@@ -27,38 +22,31 @@ def scheduler(**settings: Any) -> Any:
 def flux_transformer(in_channels: int = 16, out_channels: int | None = 16, **changes: Any) -> Any:
     """A Flux transformer; its channels are four per latent channel, those of conditions included."""
     settings = {**SIZES, "guidance_embeds": True, **changes}
-    return diffusers.FluxTransformer2DModel(
-        in_channels=in_channels,
-        out_channels=out_channels,
-        pooled_projection_dim=32,
-        axes_dims_rope=(4, 4, 8),
-        **settings,
-    )
-
-
-def parts_flux() -> dict[str, Any]:
-    """Components of Flux.1."""
-    tokenizer, text_encoder = clip(32)
-    return {
-        "scheduler": scheduler(use_dynamic_shifting=True),
-        "vae": parts.autoencoder(scaling_factor=0.3611, shift_factor=0.1159),
-        "text_encoder": text_encoder,
-        "tokenizer": tokenizer,
-        **parts.text(parts.t5, parts.t5_tokenizer(), number="_2"),
-        "transformer": flux_transformer(),
-    }
+    return network(diffusers.FluxTransformer2DModel, in_channels=in_channels, out_channels=out_channels, **settings)
 
 
 def flux(cls: str = "FluxPipeline", **changes: Any) -> Any:
     """A pipeline with the components of Flux.1-dev."""
-    return getattr(diffusers, cls)(**{**parts_flux(), **changes})
+    components = {
+        **parts.clip(width=32),
+        "scheduler": scheduler(use_dynamic_shifting=True),
+        "vae": parts.autoencoder(**FLUX_VAE),
+        **parts.text(parts.t5, parts.t5_tokenizer(), "_2"),
+        "transformer": flux_transformer(),
+    }
+    return getattr(diffusers, cls)(**{**components, **changes})
 
 
 def flux2_transformer(joint: int, guidance_embeds: bool) -> Any:
     """A Flux.2 transformer."""
-    sizes = {**SIZES, "joint_attention_dim": joint}
-    return diffusers.Flux2Transformer2DModel(
-        in_channels=16, axes_dims_rope=(4, 4, 4, 4), guidance_embeds=guidance_embeds, **sizes
+    return network(
+        diffusers.Flux2Transformer2DModel,
+        in_channels=16,
+        out_channels=None,
+        axes_dims_rope=(4, 4, 4, 4),
+        joint_attention_dim=joint,
+        guidance_embeds=guidance_embeds,
+        **SIZES,
     )
 
 
@@ -86,11 +74,12 @@ def chroma(cls: str = "ChromaPipeline") -> Any:
     """Chroma: Flux without CLIP, guidance by a second call."""
     return getattr(diffusers, cls)(
         scheduler=scheduler(use_dynamic_shifting=True),
-        vae=parts.autoencoder(scaling_factor=0.3611, shift_factor=0.1159),
+        vae=parts.autoencoder(**FLUX_VAE),
         **parts.text(parts.t5, parts.t5_tokenizer()),
-        transformer=diffusers.ChromaTransformer2DModel(
+        transformer=network(
+            diffusers.ChromaTransformer2DModel,
             in_channels=16,
-            axes_dims_rope=(4, 4, 8),
+            out_channels=None,
             approximator_num_channels=8,
             approximator_hidden_dim=32,
             approximator_layers=1,

@@ -11,23 +11,21 @@ from addiffusion_lab.tiny_pipelines import parts
 from addiffusion_lab.tiny_pipelines.builder import Builder
 from addiffusion_lab.tiny_pipelines.diffusion_transformers import CFG
 from addiffusion_lab.tiny_pipelines.flux import SIZES, scheduler
+from addiffusion_lab.tiny_pipelines.parts import FLUX_VAE, network
+
+SIZES_16 = {**SIZES, "joint_attention_dim": 16}
 
 
 def krea2() -> Any:
     """Krea 2: several layers of a Qwen 3 VL per token; guidance adds one."""
-    tokenizer = parts.qwen_tokenizer()
     return diffusers.Krea2Pipeline(
         scheduler=scheduler(use_dynamic_shifting=True),
         vae=parts.qwen_autoencoder(),
-        text_encoder=parts.qwen3_vl(tokenizer).model,
-        tokenizer=tokenizer,
-        transformer=diffusers.Krea2Transformer2DModel(
+        **parts.text(lambda tokenizer: parts.qwen3_vl(tokenizer).model, parts.qwen_tokenizer()),
+        transformer=network(
+            diffusers.Krea2Transformer2DModel,
             in_channels=16,
-            num_layers=2,
             attention_head_dim=16,
-            num_attention_heads=2,
-            num_key_value_heads=1,
-            intermediate_size=32,
             timestep_embed_dim=8,
             text_hidden_dim=16,
             num_text_layers=2,
@@ -36,7 +34,6 @@ def krea2() -> Any:
             text_intermediate_size=32,
             num_layerwise_text_blocks=1,
             num_refiner_text_blocks=1,
-            axes_dims_rope=(4, 4, 8),
         ),
         text_encoder_select_layers=(1, 3),
     )
@@ -46,14 +43,12 @@ def nucleus_moe() -> Any:
     """Nucleus-Image: a mixture of experts, guidance rescaled to the prompt's norm, negated outputs."""
     processor = parts.qwen3_vl_processor()
     return diffusers.NucleusMoEImagePipeline(
-        transformer=diffusers.NucleusMoEImageTransformer2DModel(
+        transformer=network(
+            diffusers.NucleusMoEImageTransformer2DModel,
             in_channels=16,
-            out_channels=4,
-            num_layers=2,
+            num_key_value_heads=2,
             attention_head_dim=16,
-            num_attention_heads=2,
             joint_attention_dim=16,
-            axes_dims_rope=(4, 4, 8),
             dense_moe_strategy="leave_first_three_blocks_dense",
             num_experts=2,
             moe_intermediate_dim=32,
@@ -72,19 +67,9 @@ def bria_fibo() -> Any:
     encoder = parts.decoder(transformers.SmolLM3Config, tokenizer, layers=2)
     encoder.vocab_size = 128001
     return diffusers.BriaFiboPipeline(
-        transformer=diffusers.BriaFiboTransformer2DModel(
-            in_channels=4, axes_dims_rope=[4, 4, 8], text_encoder_dim=16, **SIZES
-        ),
+        transformer=network(diffusers.BriaFiboTransformer2DModel, text_encoder_dim=16, **SIZES),
         scheduler=scheduler(use_dynamic_shifting=True),
-        vae=diffusers.AutoencoderKLWan(
-            base_dim=8,
-            z_dim=4,
-            dim_mult=[1, 1, 1, 1, 1],
-            num_res_blocks=1,
-            temperal_downsample=[False, False, False, False],
-            latents_mean=[0.1] * 4,
-            latents_std=[1.5] * 4,
-        ),
+        vae=parts.video_autoencoder(diffusers.AutoencoderKLWan, levels=5),
         text_encoder=transformers.SmolLM3ForCausalLM(encoder),
         tokenizer=tokenizer,
     )
@@ -94,12 +79,9 @@ def bria_fibo2() -> Any:
     """Bria FIBO 2: text in cross-attention and as gist tokens."""
     processor = parts.qwen3_vl_processor()
     return diffusers.BriaFibo2Pipeline(
-        transformer=diffusers.BriaFibo2Transformer2DModel(
-            in_channels=4,
-            dim=32,
+        transformer=network(
+            diffusers.BriaFibo2Transformer2DModel,
             n_layers=6,
-            n_refiner_layers=1,
-            n_heads=2,
             cap_feat_dim=48,
             injection_layer_ids=(1, 2, 3, 4, 5),
             perceiver_num_layers=1,
@@ -108,7 +90,6 @@ def bria_fibo2() -> Any:
             gist_step=4,
             gist_min_text_len=16,
             gist_max_text_len=64,
-            axes_dims=(4, 4, 8),
             axes_lens=(256, 32, 32),
         ),
         scheduler=scheduler(use_dynamic_shifting=True),
@@ -120,16 +101,11 @@ def bria_fibo2() -> Any:
 
 def ovis() -> Any:
     """Ovis-Image."""
-    tokenizer = parts.qwen_tokenizer()
-    sizes = {**SIZES, "joint_attention_dim": 16}
     return diffusers.OvisImagePipeline(
         scheduler=scheduler(use_dynamic_shifting=True),
-        vae=parts.autoencoder(scaling_factor=0.3611, shift_factor=0.1159),
-        text_encoder=parts.qwen3(tokenizer).model,
-        tokenizer=tokenizer,
-        transformer=diffusers.OvisImageTransformer2DModel(
-            in_channels=16, out_channels=16, axes_dims_rope=(4, 4, 8), **sizes
-        ),
+        vae=parts.autoencoder(**FLUX_VAE),
+        **parts.text(lambda tokenizer: parts.qwen3(tokenizer).model, parts.qwen_tokenizer()),
+        transformer=network(diffusers.OvisImageTransformer2DModel, in_channels=16, out_channels=16, **SIZES_16),
     )
 
 
@@ -158,19 +134,17 @@ def prx(pixels: bool = False) -> Any:
     }
     if pixels:
         return diffusers.PRXPixelPipeline(prompt_max_tokens=64, **common)
-    return diffusers.PRXPipeline(vae=parts.autoencoder(scaling_factor=0.3611, shift_factor=0.1159), **common)
+    return diffusers.PRXPipeline(vae=parts.autoencoder(**FLUX_VAE), **common)
 
 
 def omnigen() -> Any:
     """OmniGen: one transformer reads prompt and image; its rotary table is that of the first row."""
     tokenizer = parts.qwen_tokenizer("<|user|>", "<|assistant|>", "<|diffusion|>", "<|end|>", "<img>", "</img>")
     return diffusers.OmniGenPipeline(
-        transformer=diffusers.OmniGenTransformer2DModel(
+        transformer=network(
+            diffusers.OmniGenTransformer2DModel,
             hidden_size=16,
-            num_attention_heads=2,
             num_key_value_heads=2,
-            intermediate_size=32,
-            num_layers=2,
             pad_token_id=tokenizer.pad_token_id,
             vocab_size=len(tokenizer),
             max_position_embeddings=1024,
@@ -187,21 +161,16 @@ def omnigen() -> Any:
 
 def ernie_image() -> Any:
     """ERNIE-Image: prompts are not padded."""
-    tokenizer = parts.qwen_tokenizer()
     return diffusers.ErnieImagePipeline(
-        transformer=diffusers.ErnieImageTransformer2DModel(
-            hidden_size=32,
-            num_attention_heads=2,
-            num_layers=2,
+        transformer=network(
+            diffusers.ErnieImageTransformer2DModel,
             ffn_hidden_size=32,
             in_channels=16,
             out_channels=16,
             text_in_dim=16,
-            rope_axes_dim=(4, 4, 8),
         ),
         vae=parts.flux2_autoencoder(),
-        text_encoder=parts.mistral3(tokenizer).model,
-        tokenizer=tokenizer,
+        **parts.text(lambda tokenizer: parts.mistral3(tokenizer).model, parts.qwen_tokenizer()),
         scheduler=scheduler(shift=3.0),
     )
 
@@ -209,20 +178,17 @@ def ernie_image() -> Any:
 def longcat() -> Any:
     """LongCat-Image: the prompt's call and the negative one have different arguments; norm-rescaled guidance."""
     tokenizer = parts.qwen_tokenizer("<|image_pad|>", "<|video_pad|>")
-    sizes = {**SIZES, "joint_attention_dim": 16}
     return diffusers.LongCatImagePipeline(
         scheduler=scheduler(use_dynamic_shifting=True),
-        vae=parts.autoencoder(16, scaling_factor=0.3611, shift_factor=0.1159),
+        vae=parts.autoencoder(16, **FLUX_VAE),
         text_encoder=parts.qwen25_vl(tokenizer),
         tokenizer=tokenizer,
-        text_processor=transformers.Qwen2VLProcessor(
-            transformers.Qwen2VLImageProcessor(),
-            tokenizer,
-            transformers.Qwen2VLVideoProcessor(),
-            chat_template=parts.CHAT_TEMPLATE,
-        ),
-        transformer=diffusers.LongCatImageTransformer2DModel(
-            in_channels=64, pooled_projection_dim=16, axes_dims_rope=[4, 4, 8], **sizes
+        text_processor=parts.qwen2_vl_processor(tokenizer),
+        transformer=network(
+            diffusers.LongCatImageTransformer2DModel,
+            in_channels=64,
+            pooled_projection_dim=16,
+            **SIZES_16,
         ),
     )
 
@@ -232,10 +198,7 @@ def ideogram4() -> Any:
     tokenizer = parts.qwen_tokenizer()
     sizes: dict[str, Any] = {
         "in_channels": 16,
-        "num_layers": 2,
         "attention_head_dim": 16,
-        "num_attention_heads": 2,
-        "intermediate_size": 32,
         "adaln_dim": 8,
         "llm_features_dim": 13 * 16,
         "mrope_section": (4, 2, 2),
@@ -245,8 +208,8 @@ def ideogram4() -> Any:
         vae=parts.flux2_autoencoder(),
         text_encoder=parts.qwen3_vl(tokenizer, layers=36).model,
         tokenizer=tokenizer,
-        transformer=diffusers.Ideogram4Transformer2DModel(**sizes),
-        unconditional_transformer=diffusers.Ideogram4Transformer2DModel(**sizes),
+        transformer=network(diffusers.Ideogram4Transformer2DModel, **sizes),
+        unconditional_transformer=network(diffusers.Ideogram4Transformer2DModel, **sizes),
     )
 
 

@@ -7,7 +7,6 @@ import inspect
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
@@ -44,19 +43,8 @@ TITLES = {
 COMMAND = "python -m addiffusion_env check --pipelines --out docs/pipelines.md"
 
 
-@dataclass(frozen=True)
-class Row:
-    """The measurements of one pipeline.
-
-    Attributes:
-        name: key in :data:`addiffusion_lab.tiny_pipelines.ZOO`.
-        task: task of the pipeline.
-        cells: column -> text, for all three tables.
-    """
-
-    name: str
-    task: str
-    cells: dict[str, str]
+Row = dict[str, str]
+"""The measurements of one pipeline: column -> text, for all three tables."""
 
 
 def measure_row(name: str) -> Row:
@@ -71,7 +59,8 @@ def measure_row(name: str) -> Row:
         wanted = [case.drawn(row) for row in range(3)]
         _, image, exit_image = case.early_exit()
         joined = [_difference(*pair) for pair in zip(case.joined(), wanted, strict=True)]
-        cells = {
+        return {
+            "task": case.builder.task,
             "pipeline": f"`{name}`",
             "class": type(case.pipe).__name__.removesuffix("Pipeline"),
             "alone": figure(_difference(case.alone()[1], wanted[0])),
@@ -90,7 +79,6 @@ def measure_row(name: str) -> Row:
             "guidance": guidance_formula(case),
             "guidance default": guidance_of(case),
         }
-    return Row(name, case.builder.task, cells)
 
 
 def _difference(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -200,23 +188,21 @@ def tables(rows: Sequence[Row]) -> str:
     """All tables of the measured pipelines."""
     parts = [AGREEMENT_TEXT]
     for task, title in TITLES.items():
-        if chosen := [row for row in rows if row.task == task]:
-            parts.append(f"### {title}\n\n{table(AGREEMENT, (_cells(row, AGREEMENT) for row in chosen))}")
-    parts.append(CONVENTIONS_TEXT + table(CONVENTIONS, (_cells(row, CONVENTIONS) for row in rows)))
-    previews = ([*_cells(row, PREVIEW_COLUMNS[:-1]), row.cells["guidance default"]] for row in rows)
+        if chosen := [row for row in rows if row["task"] == task]:
+            parts.append(
+                f"### {title}\n\n{table(AGREEMENT, ([row[column] for column in AGREEMENT] for row in chosen))}"
+            )
+    parts.append(CONVENTIONS_TEXT + table(CONVENTIONS, ([row[column] for column in CONVENTIONS] for row in rows)))
+    previews = ([*(row[column] for column in PREVIEW_COLUMNS[:-1]), row["guidance default"]] for row in rows)
     parts.append(PREVIEW_TEXT + table(PREVIEW_COLUMNS, previews))
     return "\n".join(parts)
-
-
-def _cells(row: Row, columns: Sequence[str]) -> list[str]:
-    return [row.cells[column] for column in columns]
 
 
 def page(rows: Sequence[Row], refused: Iterable[Sequence[str]]) -> str:
     """The whole page."""
     versions = ", ".join(f"{name} {version(name)}" for name in ("diffusers", "transformers", "torch"))
     stamp = f"Written by `{COMMAND}` on {datetime.date.today()} with {versions}.\n"
-    classes = len({row.cells["class"] for row in rows})
+    classes = len({row["class"] for row in rows})
     intro = INTRODUCTION.format(stamp=stamp, rows=len(rows), classes=classes)
     return "\n".join([intro, tables(rows), REFUSED_TEXT + table(("pipeline", "class", "error message"), refused)])
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import string
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,49 @@ SD_NOISE = {
     "set_alpha_to_one": False,
     "steps_offset": 1,
 }
+
+
+SIZES: dict[str, Any] = {
+    "sample_size": 8,
+    "in_channels": 4,
+    "out_channels": 4,
+    "num_layers": 2,
+    "num_single_layers": 1,
+    "num_refiner_layers": 1,
+    "n_refiner_layers": 1,
+    "attention_head_dim": 8,
+    "num_attention_heads": 2,
+    "n_heads": 2,
+    "num_kv_heads": 1,
+    "num_key_value_heads": 1,
+    "dim": 32,
+    "hidden_size": 32,
+    "intermediate_size": 32,
+    "multiple_of": 16,
+    "cross_attention_dim": 16,
+    "joint_attention_dim": 32,
+    "pooled_projection_dim": 32,
+    "caption_projection_dim": 16,
+    "cap_feat_dim": 16,
+    "text_embed_dim": 32,
+    "time_embed_dim": 8,
+    "condition_dim": 4,
+    "pos_embed_max_size": 8,
+    "axes_dims": (4, 4, 8),
+    "axes_dim_rope": (4, 4, 8),
+    "axes_dims_rope": (4, 4, 8),
+    "rope_axes_dim": (4, 4, 8),
+}
+"""Default sizes of denoisers, by the names of their parameters in diffusers."""
+
+FLUX_VAE: dict[str, Any] = {"scaling_factor": 0.3611, "shift_factor": 0.1159}
+"""Numbers of the autoencoder of Flux.1, which many others use."""
+
+
+def network(kind: Any, **changes: Any) -> Any:
+    """A network of diffusers with :data:`SIZES`, as far as its class has these parameters, and ``changes``."""
+    names = inspect.signature(kind.__init__).parameters
+    return kind(**{name: value for name, value in SIZES.items() if name in names} | changes)
 
 
 def vocabulary(letters: list[str], specials: tuple[str, ...]) -> dict[str, Any]:
@@ -126,6 +171,11 @@ def text(encoder: Callable[..., Any], tokenizer: Any, number: str = "", **settin
     return {f"tokenizer{number}": tokenizer, f"text_encoder{number}": encoder(tokenizer, **settings)}
 
 
+def clip(number: str = "", **settings: Any) -> dict[str, Any]:
+    """A CLIP tokenizer and its text encoder, as components; ``number`` ends their names."""
+    return text(clip_text_model, clip_tokenizer(), number, **settings)
+
+
 def bert(tokenizer: Any, width: int = 16) -> Any:
     """A BERT with two layers."""
     sizes: dict[str, Any] = {
@@ -145,24 +195,16 @@ def decoder(config: Any, tokenizer: Any, width: int = 16, layers: int = 3, **set
     return config(vocab_size=len(tokenizer), **{**sizes, **heads, **ends, **settings})
 
 
-def qwen3(tokenizer: Any, width: int = 16, **settings: Any) -> Any:
-    """A Qwen 3 with three layers."""
-    return transformers.Qwen3ForCausalLM(decoder(transformers.Qwen3Config, tokenizer, width, **settings))
+def language_model(kind: str, tokenizer: Any, width: int = 16, **settings: Any) -> Any:
+    """A language model with three layers; ``kind`` is its class in transformers."""
+    config = getattr(transformers, kind.removesuffix("ForCausalLM").removesuffix("Model") + "Config")
+    return getattr(transformers, kind)(decoder(config, tokenizer, width, **settings))
 
 
-def gemma(tokenizer: Any, width: int = 16) -> Any:
-    """A Gemma with three layers."""
-    return transformers.GemmaModel(decoder(transformers.GemmaConfig, tokenizer, width))
-
-
-def gemma2(tokenizer: Any, width: int = 16) -> Any:
-    """A Gemma 2 with three layers."""
-    return transformers.Gemma2Model(decoder(transformers.Gemma2Config, tokenizer, width, query_pre_attn_scalar=8))
-
-
-def glm(tokenizer: Any, width: int = 16) -> Any:
-    """A GLM with three layers."""
-    return transformers.GlmModel(decoder(transformers.GlmConfig, tokenizer, width))
+qwen3 = partial(language_model, "Qwen3ForCausalLM")
+gemma = partial(language_model, "GemmaModel")
+gemma2 = partial(language_model, "Gemma2Model", query_pre_attn_scalar=8)
+glm = partial(language_model, "GlmModel")
 
 
 def mistral3(tokenizer: Any, width: int = 16) -> Any:
@@ -206,6 +248,25 @@ def qwen3_vl_processor() -> Any:
     )
 
 
+def qwen2_vl_processor(tokenizer: Any) -> Any:
+    """The processor of Qwen 2.5 VL around a tokenizer."""
+    images, videos = transformers.Qwen2VLImageProcessor(), transformers.Qwen2VLVideoProcessor()
+    return transformers.Qwen2VLProcessor(images, tokenizer, videos, chat_template=CHAT_TEMPLATE)
+
+
+def clip_vision(layers: int = 1) -> dict[str, Any]:
+    """A CLIP image encoder for 16 pixels and its image processor."""
+    sizes: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2}
+    config = transformers.CLIPVisionConfig(
+        image_size=16, patch_size=8, projection_dim=16, num_hidden_layers=layers, **sizes
+    )
+    size = {"height": 16, "width": 16}
+    return {
+        "image_encoder": transformers.CLIPVisionModelWithProjection(config),
+        "processor": transformers.CLIPImageProcessor(size=size, crop_size=size),
+    }
+
+
 def t5(tokenizer: Any, width: int = 32, unified: bool = False) -> Any:
     """A T5 or (``unified``) UMT5 encoder with two layers."""
     kinds: tuple[Any, Any] = (
@@ -218,18 +279,22 @@ def t5(tokenizer: Any, width: int = 32, unified: bool = False) -> Any:
     return model(config(vocab_size=len(tokenizer), **sizes))
 
 
-def autoencoder(latent_channels: int = 4, levels: int = 2, **settings: Any) -> Any:
-    """An ``AutoencoderKL`` that multiplies the latents' sides by 2 for each level after the first."""
-    return diffusers.AutoencoderKL(
-        block_out_channels=(8,) * levels,
+def convolutional(
+    kind: Any, latent_channels: int = 4, levels: int = 2, width: int = 8, norm_num_groups: int = 4, **settings: Any
+) -> Any:
+    """An autoencoder that multiplies the latents' sides by 2 for each level after the first."""
+    return kind(
+        block_out_channels=(width,) * levels,
         down_block_types=("DownEncoderBlock2D",) * levels,
         up_block_types=("UpDecoderBlock2D",) * levels,
         latent_channels=latent_channels,
-        norm_num_groups=4,
-        force_upcast=False,
-        sample_size=16,
+        norm_num_groups=norm_num_groups,
         **settings,
     )
+
+
+autoencoder = partial(convolutional, diffusers.AutoencoderKL, force_upcast=False, sample_size=16)
+flux2_autoencoder = partial(convolutional, diffusers.AutoencoderKLFlux2, layers_per_block=1)
 
 
 def tiny_autoencoder(latent_channels: int = 4) -> Any:
@@ -258,29 +323,23 @@ def unet(**changes: Any) -> Any:
     return diffusers.UNet2DConditionModel(**{**config, **changes})
 
 
-def qwen_autoencoder(latent_channels: int = 4) -> Any:
-    """An ``AutoencoderKLQwenImage`` that multiplies the latents' sides by 2."""
-    return diffusers.AutoencoderKLQwenImage(
+def video_autoencoder(kind: Any, latent_channels: int = 4, levels: int = 2, **settings: Any) -> Any:
+    """An autoencoder of videos that multiplies the latents' sides by 2 for each level after the first."""
+    return kind(
         base_dim=8,
         z_dim=latent_channels,
-        dim_mult=[1, 1],
+        dim_mult=[1] * levels,
         num_res_blocks=1,
-        temperal_downsample=[False],
+        temperal_downsample=[False] * (levels - 1),
         latents_mean=[0.1] * latent_channels,
         latents_std=[1.5] * latent_channels,
+        **settings,
     )
 
 
-def flux2_autoencoder(latent_channels: int = 4) -> Any:
-    """An ``AutoencoderKLFlux2`` that multiplies the latents' sides by 2."""
-    return diffusers.AutoencoderKLFlux2(
-        block_out_channels=(8, 8),
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        layers_per_block=1,
-        latent_channels=latent_channels,
-        norm_num_groups=4,
-    )
+def qwen_autoencoder() -> Any:
+    """The autoencoder of Qwen-Image."""
+    return video_autoencoder(diffusers.AutoencoderKLQwenImage)
 
 
 def deep_autoencoder(latent_channels: int = 4) -> Any:

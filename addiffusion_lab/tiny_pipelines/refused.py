@@ -5,67 +5,51 @@ from __future__ import annotations
 from typing import Any
 
 import diffusers
-import transformers
 
 from addiffusion_lab.tiny_pipelines import parts
 from addiffusion_lab.tiny_pipelines.builder import Builder
 from addiffusion_lab.tiny_pipelines.diffusion_transformers import CFG
 from addiffusion_lab.tiny_pipelines.flux import TEXT, scheduler
-from addiffusion_lab.tiny_pipelines.stable_diffusion import UNET, clip
+from addiffusion_lab.tiny_pipelines.parts import network
+from addiffusion_lab.tiny_pipelines.stable_diffusion import UNET
 from addiffusion_lab.tiny_pipelines.unets import kandinsky22, kandinsky22_inputs
 
 
 def parts_prior() -> dict[str, Any]:
     """Components of the prior of Kandinsky 2.2."""
-    tokenizer, text_encoder = clip(projection=True)
-    sizes: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 32}
-    sizes |= {"num_hidden_layers": 1, "num_attention_heads": 2}
-    size = {"height": 16, "width": 16}
+    vision = parts.clip_vision()
     return {
-        "prior": diffusers.PriorTransformer(
-            num_attention_heads=2, attention_head_dim=8, embedding_dim=16, num_layers=1
-        ),
-        "image_encoder": transformers.CLIPVisionModelWithProjection(
-            transformers.CLIPVisionConfig(image_size=16, patch_size=8, projection_dim=16, **sizes)
-        ),
-        "text_encoder": text_encoder,
-        "tokenizer": tokenizer,
+        "prior": network(diffusers.PriorTransformer, embedding_dim=16, num_layers=1),
+        "image_encoder": vision["image_encoder"],
+        **parts.clip(projection=True),
         "scheduler": diffusers.UnCLIPScheduler(
             variance_type="fixed_small_log", prediction_type="sample", clip_sample=True, clip_sample_range=5.0
         ),
-        "image_processor": transformers.CLIPImageProcessor(size=size, crop_size=size),
+        "image_processor": vision["processor"],
     }
-
-
-def kandinsky22_prior() -> Any:
-    """The prior of Kandinsky 2.2: a prompt's image embedding."""
-    return diffusers.KandinskyV22PriorPipeline(**parts_prior())
 
 
 def kandinsky22_combined() -> Any:
     """Prior and decoder of Kandinsky 2.2 in one call: two loops, two schedulers."""
-    context = kandinsky22().components
-    return diffusers.KandinskyV22CombinedPipeline(
-        **context, **{f"prior_{name}": part for name, part in parts_prior().items()}
-    )
+    prior = {f"prior_{name}": part for name, part in parts_prior().items()}
+    return diffusers.KandinskyV22CombinedPipeline(**kandinsky22().components, **prior)
 
 
 def wan() -> Any:
     """Wan 2.1: a video."""
     return diffusers.WanPipeline(
         **parts.text(parts.t5, parts.t5_tokenizer(), unified=True),
-        vae=diffusers.AutoencoderKLWan(
-            base_dim=8, dim_mult=[1, 1], z_dim=16, num_res_blocks=1, temperal_downsample=[False]
-        ),
+        vae=parts.video_autoencoder(diffusers.AutoencoderKLWan, 16),
         scheduler=scheduler(),
-        transformer=diffusers.WanTransformer3DModel(
-            num_attention_heads=2,
+        transformer=network(
+            diffusers.WanTransformer3DModel,
+            in_channels=16,
+            out_channels=16,
             attention_head_dim=12,
             text_dim=32,
             freq_dim=16,
             ffn_dim=32,
             num_layers=1,
-            rope_max_seq_len=32,
         ),
     )
 
@@ -88,12 +72,13 @@ def stable_audio() -> Any:
             text_encoder_dim=32, conditioning_dim=32, min_value=0, max_value=32
         ),
         tokenizer=tokenizer,
-        transformer=diffusers.StableAudioDiTModel(
+        transformer=network(
+            diffusers.StableAudioDiTModel,
             sample_size=4,
+            attention_head_dim=4,
             in_channels=3,
             out_channels=3,
             num_layers=1,
-            attention_head_dim=4,
             num_key_value_attention_heads=2,
             cross_attention_dim=32,
             global_states_input_dim=64,
@@ -108,15 +93,7 @@ def stable_audio() -> Any:
 def dit() -> Any:
     """DiT: class labels instead of prompts."""
     return diffusers.DiTPipeline(
-        transformer=diffusers.DiTTransformer2DModel(
-            sample_size=8,
-            num_layers=1,
-            num_attention_heads=2,
-            attention_head_dim=8,
-            in_channels=4,
-            out_channels=8,
-            num_embeds_ada_norm=1000,
-        ),
+        transformer=network(diffusers.DiTTransformer2DModel, num_layers=1, out_channels=8, num_embeds_ada_norm=1000),
         vae=parts.autoencoder(),
         scheduler=diffusers.DDIMScheduler(),
     )
@@ -135,19 +112,18 @@ def ddpm() -> Any:
     return diffusers.DDPMPipeline(unet=unet, scheduler=diffusers.DDPMScheduler())
 
 
-def nothing(prompt: str) -> dict[str, Any]:
-    """No keywords, for a pipeline without a prompt."""
-    return {}
-
-
 BUILDERS = {
-    "kandinsky22_prior": Builder(kandinsky22_prior, (2,), CFG, sized=False, denoisers=("prior",)),
+    "kandinsky22_prior": Builder(
+        lambda: diffusers.KandinskyV22PriorPipeline(**parts_prior()), (2,), CFG, sized=False, denoisers=("prior",)
+    ),
     "kandinsky22_decoder": Builder(kandinsky22, (2,), CFG, (64, 64), inputs=kandinsky22_inputs, **UNET),
     "kandinsky22_combined": Builder(
         kandinsky22_combined, (2,), {**CFG, "prior_num_inference_steps": 2}, (64, 64), **UNET
     ),
     "wan": Builder(wan, (1, 1), {**CFG, **TEXT, "num_frames": 5}, task="text-to-video"),
     "stable_audio": Builder(stable_audio, (2,), {**CFG, "audio_end_in_s": 0.5}, sized=False, task="text-to-audio"),
-    "dit": Builder(dit, (2,), {**CFG, "class_labels": [1]}, sized=False, inputs=nothing, task="class-to-image"),
-    "ddpm": Builder(ddpm, (1,), guidance=None, sized=False, inputs=nothing, task="unconditional", **UNET),
+    "dit": Builder(
+        dit, (2,), {**CFG, "class_labels": [1]}, sized=False, inputs=lambda prompt: {}, task="class-to-image"
+    ),
+    "ddpm": Builder(ddpm, (1,), guidance=None, sized=False, inputs=lambda prompt: {}, task="unconditional", **UNET),
 }

@@ -10,36 +10,29 @@ import transformers
 
 from addiffusion_lab.tiny_pipelines import parts
 from addiffusion_lab.tiny_pipelines.builder import Builder
-from addiffusion_lab.tiny_pipelines.diffusion_transformers import CFG, SANA, sana
+from addiffusion_lab.tiny_pipelines.diffusion_transformers import CFG, COGVIEW4_SHIFT, SANA, sana
 from addiffusion_lab.tiny_pipelines.flux import TEXT, scheduler
-from addiffusion_lab.tiny_pipelines.stable_diffusion import clip
+from addiffusion_lab.tiny_pipelines.parts import FLUX_VAE, network
 
 
 def hidream() -> Any:
     """HiDream: a mixture of experts; the layers of its Llama are stacked before the batch axis; negated outputs."""
-    tokenizer, text_encoder = clip(projection=True)
-    tokenizer_2, text_encoder_2 = clip(projection=True)
-    tokenizer_3, tokenizer_4 = parts.t5_tokenizer(), parts.qwen_tokenizer()
+    tokenizer = parts.qwen_tokenizer()
     pipe = diffusers.HiDreamImagePipeline(
+        **parts.clip(projection=True),
+        **parts.clip("_2", projection=True),
         scheduler=scheduler(shift=3.0),
-        vae=parts.autoencoder(scaling_factor=0.3611, shift_factor=0.1159),
-        text_encoder=text_encoder,
-        tokenizer=tokenizer,
-        text_encoder_2=text_encoder_2,
-        tokenizer_2=tokenizer_2,
-        text_encoder_3=parts.t5(tokenizer_3),
-        tokenizer_3=tokenizer_3,
+        vae=parts.autoencoder(**FLUX_VAE),
+        **parts.text(parts.t5, parts.t5_tokenizer(), "_3"),
         text_encoder_4=transformers.LlamaForCausalLM(
-            parts.decoder(transformers.LlamaConfig, tokenizer_4, attn_implementation="eager")
+            parts.decoder(transformers.LlamaConfig, tokenizer, attn_implementation="eager")
         ),
-        tokenizer_4=tokenizer_4,
-        transformer=diffusers.HiDreamImageTransformer2DModel(
+        tokenizer_4=tokenizer,
+        transformer=network(
+            diffusers.HiDreamImageTransformer2DModel,
             patch_size=2,
-            in_channels=4,
             num_layers=1,
-            num_single_layers=1,
             attention_head_dim=16,
-            num_attention_heads=2,
             caption_channels=[32, 16],
             text_emb_dim=32,
             axes_dims_rope=(8, 4, 4),
@@ -56,7 +49,6 @@ def hunyuan_image() -> Any:
     """HunyuanImage 2.1: guidance by a guider with momentum."""
     from diffusers.guiders import AdaptiveProjectedMixGuidance
 
-    tokenizer, tokenizer_2 = parts.qwen_tokenizer(), transformers.ByT5Tokenizer(extra_ids=0)
     pipe = diffusers.HunyuanImagePipeline(
         scheduler=scheduler(shift=5.0),
         vae=diffusers.AutoencoderKLHunyuanImage(
@@ -69,18 +61,12 @@ def hunyuan_image() -> Any:
             sample_size=16,
             scaling_factor=0.75,
         ),
-        text_encoder=parts.qwen25_vl(tokenizer),
-        tokenizer=tokenizer,
-        text_encoder_2=parts.t5(tokenizer_2),
-        tokenizer_2=tokenizer_2,
-        transformer=diffusers.HunyuanImageTransformer2DModel(
-            in_channels=4,
-            out_channels=4,
-            num_attention_heads=2,
+        **parts.text(parts.qwen25_vl, parts.qwen_tokenizer()),
+        **parts.text(parts.t5, transformers.ByT5Tokenizer(extra_ids=0), "_2"),
+        transformer=network(
+            diffusers.HunyuanImageTransformer2DModel,
             attention_head_dim=16,
             num_layers=1,
-            num_single_layers=1,
-            num_refiner_layers=1,
             text_embed_dim=16,
             text_embed_2_dim=32,
             rope_axes_dim=(8, 8),
@@ -94,8 +80,8 @@ def hunyuan_image() -> Any:
 def kandinsky5() -> Any:
     """Kandinsky 5: channels-last latents; rotary positions shared by all rows."""
     tokenizer = parts.qwen_tokenizer("<|image_pad|>", "<|video_pad|>")
-    tokenizer_2, text_encoder_2 = clip()
     pipe = diffusers.Kandinsky5T2IPipeline(
+        **parts.clip("_2"),
         transformer=diffusers.Kandinsky5Transformer3DModel(
             in_visual_dim=4,
             in_text_dim=16,
@@ -109,16 +95,9 @@ def kandinsky5() -> Any:
             axes_dims=(4, 6, 6),
             attention_type="regular",
         ),
-        vae=parts.autoencoder(levels=4, scaling_factor=0.3611, shift_factor=0.1159),
+        vae=parts.autoencoder(levels=4, **FLUX_VAE),
         text_encoder=parts.qwen25_vl(tokenizer),
-        tokenizer=transformers.Qwen2VLProcessor(
-            transformers.Qwen2VLImageProcessor(),
-            tokenizer,
-            transformers.Qwen2VLVideoProcessor(),
-            chat_template=parts.CHAT_TEMPLATE,
-        ),
-        text_encoder_2=text_encoder_2,
-        tokenizer_2=tokenizer_2,
+        tokenizer=parts.qwen2_vl_processor(tokenizer),
         scheduler=scheduler(shift=5.0),
     )
     pipe.resolutions = [(64, 64)]  # type: ignore[attr-defined]
@@ -143,28 +122,16 @@ def cosmos2() -> Any:
     """Cosmos Predict 2: one frame of a video, noise levels up to 80, an output that the pipeline converts to x0."""
     return diffusers.Cosmos2TextToImagePipeline(
         **parts.text(parts.t5, parts.t5_tokenizer()),
-        transformer=diffusers.CosmosTransformer3DModel(
-            in_channels=4,
-            out_channels=4,
-            num_attention_heads=2,
+        transformer=network(
+            diffusers.CosmosTransformer3DModel,
             attention_head_dim=16,
-            num_layers=2,
             mlp_ratio=2,
-            text_embed_dim=32,
             adaln_lora_dim=4,
             max_size=(4, 32, 32),
             rope_scale=(2.0, 1.0, 1.0),
             extra_pos_embed_type="learnable",
         ),
-        vae=diffusers.AutoencoderKLWan(
-            base_dim=8,
-            z_dim=4,
-            dim_mult=[1, 1],
-            num_res_blocks=1,
-            temperal_downsample=[False],
-            latents_mean=[0.1] * 4,
-            latents_std=[1.5] * 4,
-        ),
+        vae=parts.video_autoencoder(diffusers.AutoencoderKLWan),
         scheduler=scheduler(use_karras_sigmas=True),
         safety_checker=AllSafe(),
     )
@@ -179,20 +146,8 @@ def glm_image() -> Any:
         text_encoder=parts.t5(tokenizer),
         vision_language_encoder=None,
         vae=parts.autoencoder(latents_mean=[0.1] * 4, latents_std=[1.5] * 4),
-        transformer=diffusers.GlmImageTransformer2DModel(
-            in_channels=4,
-            out_channels=4,
-            num_layers=2,
-            attention_head_dim=8,
-            num_attention_heads=2,
-            text_embed_dim=32,
-            time_embed_dim=8,
-            condition_dim=4,
-            prior_vq_quantizer_codebook_size=32,
-        ),
-        scheduler=scheduler(
-            base_shift=0.25, max_shift=0.75, base_image_seq_len=256, use_dynamic_shifting=True, time_shift_type="linear"
-        ),
+        transformer=network(diffusers.GlmImageTransformer2DModel, prior_vq_quantizer_codebook_size=32),
+        scheduler=scheduler(**COGVIEW4_SHIFT),
     )
 
 
@@ -206,24 +161,14 @@ def qwen_image21() -> Any:
     processor = parts.qwen3_vl_processor()
     return diffusers.QwenImage21Pipeline(
         scheduler=scheduler(use_dynamic_shifting=True),
-        vae=diffusers.AutoencoderKLQwenImage21(
-            base_dim=8,
-            decoder_base_dim=8,
-            z_dim=8,
-            dim_mult=[1, 1, 1, 1, 1],
-            num_res_blocks=1,
-            temperal_downsample=[False, False, False, False],
-            latents_mean=[0.1] * 8,
-            latents_std=[1.5] * 8,
-        ),
+        vae=parts.video_autoencoder(diffusers.AutoencoderKLQwenImage21, 8, levels=5, decoder_base_dim=8),
         text_encoder=parts.qwen3_vl(processor.tokenizer),
         processor=processor,
-        transformer=diffusers.QwenImage21Transformer2DModel(
+        transformer=network(
+            diffusers.QwenImage21Transformer2DModel,
             in_channels=8,
             out_channels=8,
-            num_layers=2,
             attention_head_dim=16,
-            num_attention_heads=2,
             context_in_dim=16,
             axes_dims_rope=(4, 6, 6),
         ),

@@ -10,19 +10,11 @@ from addiffusion_lab.tiny_pipelines import parts
 from addiffusion_lab.tiny_pipelines.builder import Builder
 
 
-def clip(width: int = 16, projection: bool = False) -> tuple[Any, Any]:
-    """Returns a CLIP tokenizer and its text encoder."""
-    tokenizer = parts.clip_tokenizer()
-    return tokenizer, parts.clip_text_model(tokenizer, width, projection)
-
-
 def parts_15(scheduler: str = "DDIMScheduler", unet: dict[str, Any] | None = None, **settings: Any) -> dict[str, Any]:
     """Components of Stable Diffusion 1.5; ``settings`` are the scheduler's."""
-    tokenizer, text_encoder = clip()
     return {
+        **parts.clip(),
         "vae": parts.autoencoder(),
-        "text_encoder": text_encoder,
-        "tokenizer": tokenizer,
         "unet": parts.unet(**(unet or {})),
         "scheduler": getattr(diffusers, scheduler)(**parts.SD_NOISE, **settings),
         "safety_checker": None,
@@ -37,15 +29,11 @@ def sd15(cls: str = "StableDiffusionPipeline", **settings: Any) -> Any:
 
 def parts_xl(**unet: Any) -> dict[str, Any]:
     """Components of Stable Diffusion XL; ``unet`` are further settings of its UNet."""
-    tokenizer, text_encoder = clip()
-    tokenizer_2, text_encoder_2 = clip(projection=True)
     noise = {key: parts.SD_NOISE[key] for key in ("beta_start", "beta_end", "beta_schedule", "steps_offset")}
     return {
+        **parts.clip(),
+        **parts.clip("_2", projection=True),
         "vae": parts.autoencoder(scaling_factor=0.13025),
-        "text_encoder": text_encoder,
-        "text_encoder_2": text_encoder_2,
-        "tokenizer": tokenizer,
-        "tokenizer_2": tokenizer_2,
         "unet": parts.unet(
             cross_attention_dim=32,
             addition_embed_type="text_time",
@@ -64,40 +52,24 @@ def sdxl(cls: str = "StableDiffusionXLPipeline", **changes: Any) -> Any:
 
 
 SD3_SIZES: dict[str, Any] = {
-    "sample_size": 8,
-    "num_layers": 2,
-    "attention_head_dim": 8,
-    "num_attention_heads": 2,
-    "joint_attention_dim": 32,
-    "caption_projection_dim": 16,
-    "pooled_projection_dim": 32,
-    "pos_embed_max_size": 8,
+    "in_channels": 16,
+    "out_channels": 16,
     "dual_attention_layers": (0,),
     "qk_norm": "rms_norm",
 }
 
 
-def parts_3() -> dict[str, Any]:
-    """Components of Stable Diffusion 3.5."""
-    tokenizer, text_encoder = clip(projection=True)
-    tokenizer_2, text_encoder_2 = clip(projection=True)
-    tokenizer_3 = parts.t5_tokenizer()
-    return {
-        "transformer": diffusers.SD3Transformer2DModel(**SD3_SIZES),
-        "scheduler": diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
-        "vae": parts.autoencoder(16, scaling_factor=1.5305, shift_factor=0.0609, use_quant_conv=False),
-        "text_encoder": text_encoder,
-        "tokenizer": tokenizer,
-        "text_encoder_2": text_encoder_2,
-        "tokenizer_2": tokenizer_2,
-        "text_encoder_3": parts.t5(tokenizer_3),
-        "tokenizer_3": tokenizer_3,
-    }
-
-
 def sd3(cls: str = "StableDiffusion3Pipeline", **changes: Any) -> Any:
     """A pipeline with the components of Stable Diffusion 3.5."""
-    return getattr(diffusers, cls)(**{**parts_3(), **changes})
+    return getattr(diffusers, cls)(
+        **parts.clip(projection=True),
+        **parts.clip("_2", projection=True),
+        transformer=parts.network(diffusers.SD3Transformer2DModel, **SD3_SIZES),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=parts.autoencoder(16, scaling_factor=1.5305, shift_factor=0.0609, use_quant_conv=False),
+        **parts.text(parts.t5, parts.t5_tokenizer(), "_3"),
+        **changes,
+    )
 
 
 def lcm() -> Any:

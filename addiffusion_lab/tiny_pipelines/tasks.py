@@ -44,9 +44,7 @@ BUILDERS = {
     "pag_sd15": Builder(lambda: sd15("StableDiffusionPAGPipeline"), (3,), PAG, fast=True, **UNET),
     "pag_sdxl": Builder(lambda: sdxl("StableDiffusionXLPAGPipeline"), (3,), PAG, **UNET),
     "pag_sd3": Builder(lambda: sd3("StableDiffusion3PAGPipeline"), (3,), {**PAG, **TEXT}),
-    "pag_pixart_sigma": Builder(
-        lambda: pixart("PixArtSigmaPAGPipeline", use_additional_conditions=False), (3,), {**PIXART, "pag_scale": 2.0}
-    ),
+    "pag_pixart_sigma": Builder(lambda: pixart("PixArtSigmaPAGPipeline"), (3,), {**PIXART, "pag_scale": 2.0}),
     "pag_sana": Builder(lambda: sana("SanaPAGPipeline"), (3,), {**SANA, "pag_scale": 2.0}, (32, 32)),
     "pag_hunyuan_dit": Builder(
         lambda: hunyuan_dit("HunyuanDiTPAGPipeline"), (3,), {**PAG, "use_resolution_binning": False}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import diffusers
@@ -12,7 +13,7 @@ from addiffusion_lab.tiny_pipelines import parts
 from addiffusion_lab.tiny_pipelines.builder import Builder
 from addiffusion_lab.tiny_pipelines.diffusion_transformers import CFG, NOISE
 from addiffusion_lab.tiny_pipelines.flux import scheduler
-from addiffusion_lab.tiny_pipelines.stable_diffusion import UNET, clip, parts_xl
+from addiffusion_lab.tiny_pipelines.stable_diffusion import UNET, parts_xl
 
 
 def chat_glm_tokenizer() -> Any:
@@ -23,7 +24,8 @@ def chat_glm_tokenizer() -> Any:
 
         def __call__(self, *args: Any, **kwargs: Any) -> Any:
             encoded = super().__call__(*args, **kwargs)
-            encoded["position_ids"] = (encoded["attention_mask"].cumsum(-1) - 1).clamp(min=0)
+            if isinstance(encoded["attention_mask"], torch.Tensor):
+                encoded["position_ids"] = (encoded["attention_mask"].cumsum(-1) - 1).clamp(min=0)
             return encoded
 
     return parts.qwen_tokenizer(
@@ -89,18 +91,24 @@ def dreamlite(mobile: bool = False) -> Any:
     )
 
 
-def movq(levels: int = 2) -> Any:
-    """The autoencoder of Kandinsky."""
-    return diffusers.VQModel(
-        block_out_channels=(32,) * levels,
-        down_block_types=("DownEncoderBlock2D",) * levels,
-        up_block_types=("UpDecoderBlock2D",) * levels,
-        latent_channels=4,
-        num_vq_embeddings=12,
-        norm_num_groups=8,
-        norm_type="spatial",
-        vq_embed_dim=4,
-    )
+SIMPLE_ATTENTION: dict[str, Any] = {
+    "down_block_types": ("ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"),
+    "mid_block_type": "UNetMidBlock2DSimpleCrossAttn",
+    "up_block_types": ("SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"),
+    "resnet_time_scale_shift": "scale_shift",
+}
+
+
+movq = partial(
+    parts.convolutional,
+    diffusers.VQModel,
+    width=32,
+    norm_num_groups=8,
+    num_vq_embeddings=12,
+    norm_type="spatial",
+    vq_embed_dim=4,
+)
+"""The autoencoder of Kandinsky."""
 
 
 def kandinsky3() -> Any:
@@ -129,10 +137,7 @@ def kandinsky22() -> Any:
             addition_embed_type="image",
             encoder_hid_dim=16,
             encoder_hid_dim_type="image_proj",
-            down_block_types=("ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"),
-            mid_block_type="UNetMidBlock2DSimpleCrossAttn",
-            up_block_types=("SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"),
-            resnet_time_scale_shift="scale_shift",
+            **SIMPLE_ATTENTION,
         ),
         scheduler=diffusers.DDIMScheduler(**NOISE, clip_sample=False, steps_offset=1, set_alpha_to_one=False),
         movq=movq(levels=4),
@@ -159,10 +164,7 @@ def deepfloyd() -> Any:
             encoder_hid_dim_type="text_proj",
             addition_embed_type="text",
             addition_embed_type_num_heads=2,
-            down_block_types=("ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"),
-            mid_block_type="UNetMidBlock2DSimpleCrossAttn",
-            up_block_types=("SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"),
-            resnet_time_scale_shift="scale_shift",
+            **SIMPLE_ATTENTION,
             act_fn="gelu",
             class_embed_type=None,
             cross_attention_norm="group_norm",
@@ -183,8 +185,8 @@ def cascade() -> Any:
     from diffusers.models.unets.unet_stable_cascade import StableCascadeUNet
     from diffusers.pipelines.deprecated.wuerstchen import PaellaVQModel
 
-    tokenizer, text_encoder = clip(projection=True)
     return diffusers.StableCascadeDecoderPipeline(
+        **parts.clip(projection=True),
         decoder=StableCascadeUNet(
             in_channels=4,
             out_channels=4,
@@ -209,8 +211,6 @@ def cascade() -> Any:
             switch_level=(False,),
             timestep_ratio_embedding_dim=16,
         ),
-        tokenizer=tokenizer,
-        text_encoder=text_encoder,
         scheduler=diffusers.DDPMWuerstchenScheduler(),
         vqgan=PaellaVQModel(bottleneck_blocks=1, embed_dim=16, num_vq_embeddings=12),
         latent_dim_scale=4.0,

@@ -17,7 +17,7 @@ from addiffusion_env.backbones import BACKBONES
 from addiffusion_env.backbones.pipelines import backbone_in
 from addiffusion_env.errors import AdDiffusionError, ConfigError, UntrustedFileError
 from addiffusion_env.evaluation.choices import make_samplers
-from addiffusion_lab.tiny_pipelines.folders import stable_diffusion
+from addiffusion_lab.tiny_pipelines.backbones import BUILDERS
 
 SHORT = {"n_steps": 4, "batch_size": 8, "n_epochs": 1, "device": "cpu", "seed": 0}
 PROCESS = {"steps": 2, "refine": "resample_short", "cost_per_nfe": [0.0, 0.02]}
@@ -27,7 +27,7 @@ DOG = ["a photo of a dog"]
 @pytest.fixture(scope="module")
 def model_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
-    stable_diffusion(folder)
+    BUILDERS["sd15"](folder)
     return folder
 
 

@@ -12,7 +12,7 @@ from addiffusion_env.backbones import BACKBONES
 from addiffusion_env.engine.process import REFINE_PRESETS, ProcessConfig
 from addiffusion_env.errors import AdDiffusionError, CapabilityError, ConfigError, PromptError
 from addiffusion_env.scorers.image_scores import NoScorers
-from addiffusion_lab.tiny_pipelines import folders as tiny
+from addiffusion_lab.tiny_pipelines.backbones import BUILDERS
 
 WORDS = ("dog", "cat", "cup", "sofa")
 PROCESS = ProcessConfig(steps=6, guidance_scale=2.0, early_exit_steps=1, refine=REFINE_PRESETS["off"])
@@ -20,7 +20,7 @@ PROCESS = ProcessConfig(steps=6, guidance_scale=2.0, early_exit_steps=1, refine=
 
 @pytest.fixture(scope="module")
 def loaded(tmp_path_factory):
-    return tiny.stable_diffusion(tmp_path_factory.mktemp("sd") / "pipeline")
+    return BUILDERS["sd15"](tmp_path_factory.mktemp("sd") / "pipeline")
 
 
 @pytest.fixture(scope="module")
@@ -40,9 +40,9 @@ def texts(count):
 # ---- around loaded pipelines
 
 
-@pytest.mark.parametrize("build", ["stable_diffusion", "stable_diffusion_xl"])
-def test_around_a_loaded_pipeline_no_scorer_is_needed(tmp_path, build):
-    loaded = getattr(tiny, build)(tmp_path)
+@pytest.mark.parametrize("name", ["sd15", "sdxl"])
+def test_around_a_loaded_pipeline_no_scorer_is_needed(tmp_path, name):
+    loaded = BUILDERS[name](tmp_path)
     pipe = AdaptivePipeline(loaded, "fixed:2")
     assert pipe.backbone.name == "diffusers" and isinstance(pipe.scorers, NoScorers)
     assert pipe.backbone.denoiser is loaded.unet
@@ -52,7 +52,7 @@ def test_around_a_loaded_pipeline_no_scorer_is_needed(tmp_path, build):
 
 
 def test_around_a_loaded_flux_pipeline(tmp_path):
-    loaded = tiny.flux(tmp_path)
+    loaded = BUILDERS["flux"](tmp_path)
     whole = AdaptivePipeline(loaded, "fixed:2")
     assert whole.backbone.capabilities.image_size == (16, 16) and whole.backbone.capabilities.default_steps == 28
     schnell = BACKBONES.load("flux").from_pipeline(loaded, image_size=32)

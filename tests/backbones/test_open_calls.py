@@ -9,9 +9,12 @@ from contextlib import ExitStack
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
+from torch.utils._pytree import register_pytree_node
 from zoo import ZOO
 
 from addiffusion_env import AdaptivePipeline
+from addiffusion_env.backbones.calls.joining import CONSTANT, learn, spread
+from addiffusion_env.backbones.calls.networks import holds_state
 from addiffusion_env.backbones.pipeline_backbone import PipelineBackbone
 from addiffusion_env.prompts import Prompt
 
@@ -132,3 +135,21 @@ def test_lanes_continue_in_another_thread(own):
     other.join()
     go_on("here")
     torch.testing.assert_close(found["there"], found["here"], atol=1e-6, rtol=1e-6)
+
+
+class Cache:
+    """Keys of a text, which torch can take apart, as it can transformers' caches once one was exported."""
+
+    def __init__(self):
+        self.keys = [torch.zeros(1, 2)]
+
+
+register_pytree_node(Cache, lambda cache: (cache.keys, None), lambda keys, _: Cache())
+
+
+def test_a_cache_in_the_arguments_is_not_taken_apart():
+    """It belongs to one image: it is neither joined with others nor copied."""
+    cache = Cache()
+    assert holds_state(((cache,), {}))
+    assert spread(((cache,), {}))[0][0][0] is cache
+    assert list(learn((cache, torch.zeros(1, 3)), (Cache(), torch.zeros(2, 3))).kinds) == [CONSTANT, 0]

@@ -3,27 +3,30 @@
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import Sequence
 from operator import itemgetter
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from addiffusion_env.backbones.calls.arguments import PipelineArguments
 from addiffusion_env.backbones.calls.guards import forked_rng, kept_precision, pipeline_errors, precision_of
 from addiffusion_env.backbones.calls.networks import Networks
-from addiffusion_env.backbones.calls.open_call import AtDecode, AtStep, CallEnd, Event, NetworkRequest, OpenCall
+from addiffusion_env.backbones.calls.open_call import AtDecode, AtStep, CallEnd, NetworkRequest, OpenCall
 from addiffusion_env.backbones.calls.recording import Recorder
-from addiffusion_env.backbones.calls.replays import Replays
-from addiffusion_env.backbones.calls.requests import CallRequest, Evaluation, EvaluationResult, same_latents
-from addiffusion_env.backbones.calls.scheduler_plan import LEVEL_TOLERANCE, Plans
+from addiffusion_env.backbones.calls.replays import Block, Replays
+from addiffusion_env.backbones.calls.requests import CallRequest, Evaluation, same_latents
+from addiffusion_env.backbones.calls.scheduler import SchedulerPlan, equal_levels
+from addiffusion_env.backbones.calls.stand_ins import scheduler_values
 from addiffusion_env.backbones.calls.text_cache import TextCache, adapters_of
-from addiffusion_env.backbones.calls.trees import tensors_in, with_tensors
-from addiffusion_env.backbones.calls.turns import Block
+from addiffusion_env.backbones.fingerprint import LruCache
 from addiffusion_env.backbones.memory import alone, send_away
 from addiffusion_env.errors import CapabilityError, ConfigError
+
+PLANS_KEPT = 64
+"""Maximum number of cached plans."""
 
 DECODED_AT_ONCE = 4
 """Maximum number of images that the autoencoder decodes in one call."""
@@ -46,7 +49,7 @@ class Evaluator:
         self.texts = TextCache(self.pipe, self.networks.digests)
         self.replays = Replays(self.pipe, self.networks)
         self._placed: tuple[Any, Any] | None = None
-        self.plans = Plans(self.networks.digests)
+        self._plans: LruCache[SchedulerPlan] = LruCache(PLANS_KEPT)
 
     # Opening.
 
@@ -80,8 +83,17 @@ class Evaluator:
                 "the outputs of the first as arguments",
             )
         if request.plan is None:
-            request.plan = self.plans.of(call)
+            request.plan = self._plan_of(call)
         return call
+
+    def _plan_of(self, call: OpenCall) -> SchedulerPlan:
+        """The plan of a call that is in its loop; see :meth:`SchedulerPlan.of`."""
+        scheduler, digests = call.scheduler, self.networks.digests
+        key = (type(scheduler), call.begin, digests(call.times), digests(scheduler_values(scheduler)))
+        known = self._plans.get(key)
+        if known is None:
+            known = self._plans[key] = SchedulerPlan.of(call)
+        return known
 
     def _device(self) -> Any:
         """Execution device of the pipeline, cached because it searches all modules for hooks."""
@@ -118,17 +130,17 @@ class Evaluator:
         call = self.open_call(request, scale, generator, recorder)
         state = generator.get_state() if isinstance(generator, torch.Generator) else None
         if call.drawn is None:
-            self.blank_step(call, call.event)
+            self.blank_step(call)
         x = call.event.sample if isinstance(call.event, AtStep) else call.drawn
         assert x is not None
-        self._keep(request, scale, call)
+        request.calls(scale).append(call)
         if before is not None:
             request.draws.append((x, before))
         return x, state
 
     # Evaluating.
 
-    def evaluate(self, evaluations: Sequence[Evaluation]) -> list[EvaluationResult]:
+    def evaluate(self, evaluations: Sequence[Evaluation]) -> list[AtStep]:
         """Runs evaluations, with network calls joined where that is known not to change the results."""
         adapters = adapters_of(self.pipe)
         for evaluation in evaluations:
@@ -136,60 +148,57 @@ class Evaluator:
                 self._check_adapters(evaluation.request)
         blocks, left = self.replays.blocks(evaluations)
         calls = [self._brought(evaluations[at]) for at in left]
-        rows, _ = self._answered([*calls, *blocks], [*([at] for at in left), *(block.lanes for block in blocks)])
-        found: dict[int, EvaluationResult] = {}
+        self._answer([*zip(calls, ([at] for at in left), strict=True), *((block, block.lanes) for block in blocks)])
+        found: dict[int, AtStep] = {}
         for at, call in zip(left, calls, strict=True):
             evaluation = evaluations[at]
-            found[at] = EvaluationResult(self._at_step(call), rows[at])
+            found[at] = self._at_step(call)
             if call.recorder is not None:
                 self.replays.learn(evaluation, call)
                 call.recorder = None
-            self._keep(evaluation.request, evaluation.scale, call)
+            evaluation.request.calls(evaluation.scale).append(call)
         for block in blocks:
-            found.update(zip(block.lanes, block.found(rows), strict=True))
+            found.update(zip(block.lanes, block.found(), strict=True))
         return [found[at] for at in range(len(evaluations))]
 
-    def run(self, call: OpenCall) -> EvaluationResult:
-        """Answers the network requests of a call until it waits at its scheduler's step.
+    def _answer(self, owners: Sequence[tuple[OpenCall | Block, list[int]]]) -> None:
+        """Answers network requests together until there are no more.
+
+        Args:
+            owners: open calls or blocks that issue the requests, and the positions of their images in the batch.
+        """
+        while waiting := [(owner, lanes, owner.request) for owner, lanes in owners if owner.request is not None]:
+            for group in self.networks.groups([request for _, _, request in waiting]):
+                places = [lane for at in group for lane in waiting[at][1]]
+                answers, counts = self.networks.answer([waiting[at][2] for at in group], places)
+                for at, answer, count in zip(group, answers, counts, strict=True):
+                    owner = waiting[at][0]
+                    owner.rows += count
+                    owner.answer(answer)
+
+    def run(self, call: OpenCall) -> tuple[AtStep, list[tuple[NetworkRequest, Any]]]:
+        """Answers the network requests of a call, one by one, until it waits at its scheduler's step.
+
+        Returns:
+            (the arguments of the step, the requests with their outputs).
 
         Raises:
             CapabilityError: for a pipeline that leaves its loop earlier.
         """
-        rows, kept = self._answered([call], [[0]])
-        return EvaluationResult(self._at_step(call), rows[0], kept[0])
-
-    def _answered(
-        self, owners: Sequence[OpenCall | Block], lanes: Sequence[list[int]]
-    ) -> tuple[dict[int, int], dict[int, list[tuple[NetworkRequest, Any]]]]:
-        """Answers network requests together until there are no more.
-
-        Args:
-            owners: open calls or blocks that issue the requests.
-            lanes: for each owner the positions of its images in the batch.
-
-        Returns:
-            (number of rows by lane, requests with their outputs).
-        """
-        rows = dict.fromkeys((at for part in lanes for at in part), 0)
-        kept: dict[int, list[tuple[NetworkRequest, Any]]] = {part[0]: [] for part in lanes}
-        while waiting := [(owner, own) for owner, own in zip(owners, lanes, strict=True) if owner.requests]:
-            requests = [owner.requests[0] for owner, _ in waiting]
-            for group in self.networks.groups(requests):
-                places = [lane for at in group for lane in waiting[at][1]]
-                answers, counts = self.networks.answer([requests[at] for at in group], places)
-                for at, answer, count in zip(group, answers, counts, strict=True):
-                    owner, own = waiting[at]
-                    for lane in own:
-                        rows[lane] += count
-                    kept[own[0]].append((requests[at], answer))
-                    owner.answer(answer)
-        return rows, kept
+        answered = []
+        while (request := call.request) is not None:
+            [answer], [count] = self.networks.answer([request], [0])
+            answered.append((request, answer))
+            call.rows += count
+            call.answer(answer)
+        return self._at_step(call), answered
 
     def _at_step(self, call: OpenCall) -> AtStep:
         if not isinstance(call.event, AtStep):
             raise CapabilityError(
                 f"a {type(self.pipe).__name__} left its loop before its scheduler's step", "it cannot be driven"
             )
+        call.event.rows = call.rows
         return call.event
 
     def _recorder(self) -> Recorder | None:
@@ -197,69 +206,60 @@ class Evaluator:
 
     def _brought(self, evaluation: Evaluation) -> OpenCall:
         """An open call of the evaluation's request that waits with the network request for its latents and time."""
-        request, x = evaluation.request, evaluation.x
+        request, scale, x, plan = evaluation.request, evaluation.scale, evaluation.x, evaluation.request.plan
+        assert plan is not None
         wanted = self.replays.wanted(evaluation)
         # The first request of a new call belongs to the plan's first level; other levels need a step before them.
-        first = evaluation.index == 0 and begins(evaluation)
-        index = 0 if first else max(1, evaluation.index)
-        call = self._taken(request, evaluation.scale, index, x)
-        ready = first and call is not None
-        if call is None:
-            call = self._reopened(request, evaluation.scale, index, x)
-            ready = first and call.drawn is not None and same_latents(call.drawn, x)
-        if ready:  # its first network request already has these latents
-            call.recorder = call.recorder if wanted else None
-            return call
-        call.recorder = None
-        if not isinstance(call.event, AtStep):
-            self.blank_step(call, call.event)
-        assert call.times is not None and isinstance(call.event, AtStep)
-        while call.index < index - 1:
-            self.blank_step(call, call.resume(call.event.sample, call.times[call.index + 1]))
-        place_level(call, call.index + 1, evaluation)
-        call.resume(x, evaluation.time, self._recorder() if wanted else None)
+        start = plan.convention.scheduler_sigma(float(plan.levels[0]))
+        if evaluation.index == 0 and equal_levels(start, evaluation.sigma):
+            call = self._at_start(request, plan, scale, x)
+            if call.drawn is not None and same_latents(call.drawn, x):
+                call.recorder = call.recorder if wanted else None
+                return call
+        else:
+            call = self._before(request, scale, max(1, evaluation.index))
+        self.blank_step(call)
+        assert call.times is not None
+        while call.index < evaluation.index - 1:
+            call.resume(self._at_step(call).sample, call.times[call.index + 1])
+            self.blank_step(call)
+        call.resume(x, evaluation.time, evaluation.sigma, self._recorder() if wanted else None)
         return call
 
-    def _taken(self, request: CallRequest, scale: float | None, index: int, x: Tensor) -> OpenCall | None:
-        """The waiting call closest before ``index``; at the first step, one that waits with exactly these latents."""
-        here = threading.get_ident()
-        waiting = request.waiting.get(scale, [])
-        if any(call.thread != here for call in waiting):
-            waiting[:] = [call for call in waiting if call.thread == here]
-        if index:  # a call that waits with its first request can be advanced with blank outputs
-            best = max((call for call in waiting if call.index < index), key=lambda call: call.index, default=None)
-        else:
-            fresh = ((call, call.drawn) for call in waiting if not isinstance(call.event, AtStep))
-            best = next((call for call, drawn in fresh if drawn is not None and same_latents(drawn, x)), None)
-        if best is not None:
-            waiting.remove(best)
-        return best
-
-    def _reopened(self, request: CallRequest, scale: float | None, index: int, x: Tensor) -> OpenCall:
-        """Opens a new call; at the first step with the given latents as argument, if the pipeline accepts them."""
+    def _at_start(self, request: CallRequest, plan: SchedulerPlan, scale: float | None, x: Tensor) -> OpenCall:
+        """A call that waits with its first request; for these latents, if the pipeline draws or accepts them."""
+        waiting = request.calls(scale)
+        for call in waiting:
+            if call.request is not None and call.drawn is not None and same_latents(call.drawn, x):
+                waiting.remove(call)
+                return call
         generator = torch.Generator().manual_seed(0)
-        for drawn, before in request.draws if index == 0 else ():
+        for drawn, before in request.draws:
             if same_latents(drawn, x):
                 return self.open_call(request, scale, before.clone_state(), self._recorder())
-        if index == 0 and "latents" in self.arguments.parameters and "latents" not in request.arguments:
-            scheduler = self.pipe.scheduler if request.plan is None else request.plan.scheduler
-            factor = float(getattr(scheduler, "init_noise_sigma", 1.0))
+        if "latents" in self.arguments.parameters and "latents" not in request.arguments:
+            factor = float(getattr(plan.scheduler, "init_noise_sigma", 1.0))
             try:
                 return self.open_call(request, scale, generator, self._recorder(), latents=x / factor)
             except (ConfigError, CapabilityError):
                 pass  # it expects them in a different form
         return self.open_call(request, scale, generator)
 
-    def _keep(self, request: CallRequest, scale: float | None, call: OpenCall) -> None:
-        request.waiting.setdefault(scale, []).append(call)
+    def _before(self, request: CallRequest, scale: float | None, index: int) -> OpenCall:
+        """The waiting call closest before an index of the plan, else a new one; blank outputs bring it to its step."""
+        waiting = request.calls(scale)
+        best = max((call for call in waiting if call.index < index), key=lambda call: call.index, default=None)
+        if best is None:
+            return self.open_call(request, scale, torch.Generator().manual_seed(0))
+        waiting.remove(best)
+        return best
 
-    def blank_step(self, call: OpenCall, event: Event | None) -> AtStep:
+    def blank_step(self, call: OpenCall) -> None:
         """Advances a call to its scheduler's step with blank outputs, without network evaluations."""
         call.recorder = None
-        while isinstance(event, NetworkRequest):
-            event = call.answer(self.networks.blank_answer(event))
-        assert isinstance(event, AtStep)
-        return event
+        while (request := call.request) is not None:
+            call.answer(self.networks.blank_answer(request))
+        self._at_step(call)
 
     # Images.
 
@@ -274,37 +274,29 @@ class Evaluator:
                 call = self._ending(request)
                 call.finish(x)
                 calls.append(call)
-                if (
-                    isinstance(call.event, AtDecode)
-                    and precision_of(call.event.module) != precisions[call.event.module]
-                ):
+                event = call.event
+                if isinstance(event, AtDecode) and precision_of(event.module) != precisions[event.module]:
                     # The pipeline casts its autoencoder to float32 and back around each decode.
                     self._decode([call])
-            self._decode([call for call in calls if isinstance(call.event, AtDecode)])
-        found = []
-        for call in calls:
-            assert isinstance(call.event, CallEnd)
-            found.append(call.event.output)
-        return found
+            self._decode(calls)
+        found = [call.event for call in calls]
+        assert all(isinstance(event, CallEnd) for event in found)
+        return [event.output for event in found]  # type: ignore[union-attr]
 
     def _ending(self, request: CallRequest) -> OpenCall:
         """An open call of a request that waits at its scheduler's step and can be finished."""
-        here = threading.get_ident()
-        mine = ((call, calls) for calls in request.waiting.values() for call in calls if call.thread == here)
-        call, calls = next(mine, (None, []))
-        if call is None:
-            call = self.open_call(request, None, torch.Generator().manual_seed(0))
-        else:
-            calls.remove(call)
-        if not isinstance(call.event, AtStep):
-            self.blank_step(call, call.event)
+        known = next((calls for scale in request.waiting if (calls := request.calls(scale))), None)
+        call = self.open_call(request, None, torch.Generator().manual_seed(0)) if known is None else known.pop(0)
+        self.blank_step(call)
         return call
 
     def _decode(self, calls: Sequence[OpenCall]) -> None:
+        """Answers the calls that wait for their decoder."""
         groups: dict[Any, list[OpenCall]] = {}
         for call in calls:
             event = call.event
-            assert isinstance(event, AtDecode)
+            if not isinstance(event, AtDecode):
+                continue
             kwargs = {name: value for name, value in event.kwargs.items() if name != "generator" or draws(event.module)}
             same = self.networks.digests((event.args, kwargs))
             key = (id(event.module), event.latents.shape, event.latents.dtype, same)
@@ -318,8 +310,8 @@ class Evaluator:
                     latents = torch.cat([event.latents for event in events]) if len(part) > 1 else first.latents
                     answer = first.module.decode(latents, *first.args, **first.kwargs)
                 for row, call in enumerate(part):
-                    own = answer if len(part) == 1 else with_tensors(answer, itemgetter(slice(row, row + 1)))
-                    if (image := tensors_in(own)[0]).isfinite().all():
+                    own = answer if len(part) == 1 else tree_map_only(Tensor, itemgetter(slice(row, row + 1)), answer)
+                    if (image := tree_leaves(own)[0]).isfinite().all():
                         call.answer(own)
                     else:
                         # The pipeline's post-processing would turn infinity into white, and raise for NaN.
@@ -330,26 +322,3 @@ class Evaluator:
 def draws(autoencoder: Any) -> bool:
     """Whether a decoder may draw from its ``generator`` argument; diffusers' usual ones accept and ignore it."""
     return type(autoencoder).__name__ not in ("AutoencoderKL", "AutoencoderTiny")
-
-
-def begins(evaluation: Evaluation) -> bool:
-    """Whether an evaluation is at the first level of its plan."""
-    plan = evaluation.request.plan
-    if plan is None:
-        return True
-    start = plan.convention.scheduler_sigma(float(plan.levels[0]))
-    return abs(start - evaluation.sigma) <= LEVEL_TOLERANCE * max(1.0, start)
-
-
-def place_level(call: OpenCall, index: int, evaluation: Evaluation) -> None:
-    """Sets the level of the call's scheduler, which determines input scaling and values that the loop looks up."""
-    scheduler = call.scheduler
-    at = call.begin + index
-    sigmas = getattr(scheduler, "sigmas", None)
-    if isinstance(sigmas, Tensor) and at < len(sigmas) and float(sigmas[at]) != evaluation.sigma:
-        if not call.own_sigmas:
-            scheduler.sigmas = sigmas = sigmas.clone()
-            call.own_sigmas = True
-        sigmas[at] = evaluation.sigma
-    if hasattr(scheduler, "_step_index"):
-        scheduler._step_index = at

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,71 +19,77 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
-from addiffusion_env.backbones.calls.open_call import NetworkRequest
-from addiffusion_env.backbones.calls.trees import entries, rebuilt
+from addiffusion_env.backbones.calls.open_call import Inputs, NetworkRequest
+from addiffusion_env.backbones.calls.recording import CONTAINERS, flattened
 from addiffusion_env.backbones.fingerprint import LruCache, bytes_of
 
-
-@dataclass(frozen=True)
-class Batched:
-    """A tensor whose ``axis`` is the batch axis (images times branches)."""
-
-    axis: int
-
-
-@dataclass(frozen=True)
-class BatchedList:
-    """A list with one entry per image (times branches)."""
-
-
-@dataclass(frozen=True)
-class Node:
-    """A container; ``parts`` are the layouts of its entries, in order."""
-
-    parts: tuple[Any, ...]
-
+LIST = "list"
+"""Kind of a list with one entry per row (images times branches)."""
 
 CONSTANT = "constant"
-"""A value that does not depend on the number of images."""
+"""Kind of a value that does not depend on the number of images."""
 
 
-def learn(one: Any, two: Any) -> Any:
+@dataclass(frozen=True)
+class Layout:
+    """The batch layout of a network's arguments or output.
+
+    Attributes:
+        kinds: the batch axis of each tensor (images times branches), :data:`LIST` or :data:`CONSTANT`.
+        structure: the containers around them.
+    """
+
+    kinds: Sequence[int | str]
+    structure: TreeSpec
+
+    def parts(self, value: Any) -> Iterator[tuple[int | str, Any]]:
+        """(kind, part) of a value of this layout."""
+        return zip(self.kinds, self.structure.flatten_up_to(value), strict=True)
+
+    def rows_of(self, value: Any) -> int | None:
+        """The number of rows of a value; ``None`` if it has no batch axis."""
+        for kind, part in self.parts(value):
+            if isinstance(kind, int):
+                return int((part.values[0] if isinstance(part, Lanes) else part).shape[kind])
+            if kind == LIST:
+                return len(part)
+        return None
+
+
+def learn(one: Any, two: Any) -> Layout:
     """The batch layout of a value, from its form for one image and for two.
 
     Raises:
         ValueError: when the two differ other than by a doubled axis or list.
     """
+    return Layout(*tree_flatten(_kinds(one, two)))
+
+
+def _kinds(one: Any, two: Any) -> Any:
     if isinstance(one, Tensor) and isinstance(two, Tensor):
         changed = [axis for axis, (a, b) in enumerate(zip(one.shape, two.shape, strict=True)) if a != b]
         if not changed:
             return CONSTANT
         if len(changed) > 1 or two.shape[changed[0]] != 2 * one.shape[changed[0]]:
             raise ValueError(f"shapes {tuple(one.shape)} and {tuple(two.shape)}")
-        return Batched(changed[0])
-    mine, other = entries(one), entries(two)
-    if mine is None or other is None:
+        return changed[0]
+    (mine, structure), (other, another) = _opened(one), _opened(two)
+    if structure.is_leaf() or another.is_leaf():
         return CONSTANT
     if len(mine) != len(other):
         if len(other) != 2 * len(mine) or not isinstance(one, list | tuple):
             raise ValueError(f"{len(mine)} and {len(other)} entries")
-        return BatchedList()
-    parts = tuple(learn(a, b) for a, b in zip(mine, other, strict=True))
-    plain = all(part is CONSTANT for part in parts) and not any(isinstance(entry, Tensor) for entry in mine)
-    return CONSTANT if plain else Node(parts)
+        return LIST
+    kinds = [_kinds(a, b) for a, b in zip(mine, other, strict=True)]
+    plain = all(kind == CONSTANT for kind in kinds) and not any(isinstance(entry, Tensor) for entry in mine)
+    return CONSTANT if plain else tree_unflatten(kinds, structure)
 
 
-def rows_of(spec: Any, value: Any) -> int | None:
-    """The number of rows of a value; ``None`` if it has no batch axis."""
-    if isinstance(spec, Batched):
-        return int(value.shape[spec.axis])
-    if isinstance(spec, BatchedList):
-        return len(value)
-    if isinstance(spec, Node):
-        for part, entry in zip(spec.parts, entries(value) or (), strict=True):
-            if (rows := rows_of(part, entry)) is not None:
-                return rows
-    return None
+def _opened(value: Any) -> tuple[list[Any], TreeSpec]:
+    """The entries of the outermost container."""
+    return tree_flatten(value, is_leaf=lambda part: part is not value or not isinstance(part, CONTAINERS))
 
 
 def is_time(value: Any) -> bool:
@@ -91,27 +97,25 @@ def is_time(value: Any) -> bool:
     return isinstance(value, Tensor) and value.numel() == 1 and value.ndim <= 1
 
 
-def tree_key(spec: Any, value: Any, constant: Callable[[Any], Any]) -> Any:
-    """A key that is equal for values that can be joined.
+def part_key(kind: int | str, part: Any, constant: Callable[[Any], Any]) -> Any:
+    """A key that is equal for parts of arguments that can be joined.
 
     Args:
-        spec: their batch layout.
-        value: the value.
+        kind: see :class:`Layout`.
+        part: the part.
         constant: returns a hashable key of a value that must be equal.
     """
-    if isinstance(spec, Batched):
-        shape = list(value.shape)
-        shape[spec.axis] = -1
-        return (tuple(shape), value.dtype)
-    if isinstance(spec, BatchedList):
+    if isinstance(kind, int):
+        shape = list(part.shape)
+        shape[kind] = -1
+        return (tuple(shape), part.dtype)
+    if kind == LIST:
         # Entries may differ in length: the network itself pads them.
-        return tuple(sorted({(e.ndim, e.dtype) if isinstance(e, Tensor) else constant(e) for e in value}, key=str))
-    if isinstance(spec, Node):
-        return tuple(tree_key(p, e, constant) for p, e in zip(spec.parts, entries(value) or (), strict=True))
-    if is_time(value):
+        return tuple(sorted({(e.ndim, e.dtype) if isinstance(e, Tensor) else constant(e) for e in part}, key=str))
+    if is_time(part):
         # Integer and fractional timesteps are joined: both are converted to floating point.
-        return ("number", value.ndim, value.dtype if value.is_floating_point() else torch.float32)
-    return constant(value)
+        return ("number", part.ndim, part.dtype if part.is_floating_point() else torch.float32)
+    return constant(part)
 
 
 @dataclass(slots=True, eq=False)
@@ -133,23 +137,17 @@ class Lanes:
         return self.flat[axis]
 
 
-def first_of(value: Any) -> Any:
-    """The value of the first image."""
+def spread(value: Any, lanes: int = 1) -> list[Any]:
+    """The values of each of the first ``lanes`` images; containers are copied."""
     if isinstance(value, Lanes):
-        return value.values[0]
-    parts = entries(value)
-    return value if parts is None else rebuilt(value, [first_of(part) for part in parts])
-
-
-def spread(value: Any, lanes: int) -> list[Any]:
-    """The values of each of ``lanes`` images."""
-    if isinstance(value, Lanes):
-        return list(value.values)
-    parts = entries(value)
-    if lanes == 1 or parts is None:
+        return list(value.values[:lanes])
+    if not isinstance(value, CONTAINERS):
         return [value] * lanes
-    columns = [spread(part, lanes) for part in parts]
-    return [rebuilt(value, [column[lane] for column in columns]) for lane in range(lanes)]
+    parts, structure = flattened(value)
+    return [
+        tree_unflatten([part.values[lane] if isinstance(part, Lanes) else part for part in parts], structure)
+        for lane in range(lanes)
+    ]
 
 
 def _stacked(value: Any, lanes: int, axis: int) -> Tensor:
@@ -160,44 +158,58 @@ def _stacked(value: Any, lanes: int, axis: int) -> Tensor:
     return values.movedim(0, axis) if isinstance(values, Tensor) else torch.stack(list(values), dim=axis)
 
 
-def joined(spec: Any, values: Sequence[Any], rows: Sequence[int], sizes: Sequence[int], apart: bool = False) -> Any:
-    """Joins the values of several requests for one call.
+@dataclass(frozen=True)
+class Site:
+    """What was learned of one kind of network call: the layouts of its arguments and of its output."""
 
-    If all images have the same number of rows, rows are ordered by branch.
+    inputs: Layout
+    output: Layout
 
-    Args:
-        spec: their batch layout.
-        values: one value per request.
-        rows: rows of each image.
-        sizes: number of images of each request.
-        apart: expand timesteps to one floating-point value per row even if all are equal, so that a compiled network
-            has only one form of call.
-    """
-    first = values[0]
-    even = all(count == rows[0] for count in rows)
-    if isinstance(spec, Batched) and even:
-        if len(values) == 1 and isinstance(first, Lanes):
-            return first.along(spec.axis)
-        after = spec.axis + 1
-        parts = [_stacked(value, size, after) for value, size in zip(values, sizes, strict=True)]
-        return (torch.cat(parts, dim=after) if len(parts) > 1 else parts[0]).flatten(spec.axis, after)
-    if isinstance(spec, Node):
-        columns = zip(*(entries(value) or () for value in values), strict=True)
-        parts = [joined(part, column, rows, sizes, apart) for part, column in zip(spec.parts, columns, strict=True)]
-        return rebuilt(first, parts)
-    first = first_of(first)
-    if spec is CONSTANT and not is_time(first):
+    def join(self, requests: Sequence[NetworkRequest], rows: Sequence[int], apart: bool = False) -> Inputs:
+        """The arguments of one call for several requests.
+
+        If all images have the same number of rows, rows are ordered by branch.
+
+        Args:
+            requests: requests with the same :func:`Networks.key`.
+            rows: rows of each image.
+            apart: expand timesteps to one floating-point value per row even if all are equal, so that a compiled
+                network has only one form of call.
+        """
+        sizes = [request.lanes for request in requests]
+        columns = zip(*(self.inputs.structure.flatten_up_to(request.inputs) for request in requests), strict=True)
+        kinds = zip(self.inputs.kinds, columns, strict=True)
+        parts = [_joined(kind, column, rows, sizes, apart) for kind, column in kinds]
+        inputs: Inputs = tree_unflatten(parts, self.inputs.structure)
+        return inputs
+
+    def split(self, output: Any, rows: Sequence[int], sizes: Sequence[int]) -> list[Any]:
+        """Undoes :meth:`join` for an output: one for each request, with tensors (images, ...) if it has several."""
+        columns = [_split(kind, part, rows, sizes) for kind, part in self.output.parts(output)]
+        return [tree_unflatten(parts, self.output.structure) for parts in zip(*columns, strict=True)]
+
+
+def _joined(kind: int | str, parts: Sequence[Any], rows: Sequence[int], sizes: Sequence[int], apart: bool) -> Any:
+    even = _even(rows)
+    if isinstance(kind, int) and even:
+        if len(parts) == 1 and isinstance(parts[0], Lanes):
+            return parts[0].along(kind)
+        after = kind + 1
+        stacked = [_stacked(part, size, after) for part, size in zip(parts, sizes, strict=True)]
+        return (torch.cat(stacked, dim=after) if len(stacked) > 1 else stacked[0]).flatten(kind, after)
+    [first] = spread(parts[0])
+    if kind == CONSTANT and not is_time(first):
         return first
-    flat = [part for value, size in zip(values, sizes, strict=True) for part in spread(value, size)]
-    if isinstance(spec, Batched):
-        return torch.cat(flat, dim=spec.axis)
-    if isinstance(spec, BatchedList):
+    flat = [own for part, size in zip(parts, sizes, strict=True) for own in spread(part, size)]
+    if isinstance(kind, int):
+        return torch.cat(flat, dim=kind)
+    if kind == LIST:
         if not even:
-            return type(first)(entry for value in flat for entry in value)
-        return type(first)(value[branch] for branch in range(rows[0]) for value in flat)
-    if not apart and all(value is first for value in flat):
+            return type(first)(entry for own in flat for entry in own)
+        return type(first)(own[branch] for branch in range(rows[0]) for own in flat)
+    if not apart and all(own is first for own in flat):
         return first
-    numbers = torch.cat([value.reshape(1) for value in flat])
+    numbers = torch.cat([own.reshape(1) for own in flat])
     if not apart and bool((numbers == numbers[0]).all()):
         return first
     if apart and not first.is_floating_point():
@@ -207,72 +219,30 @@ def joined(spec: Any, values: Sequence[Any], rows: Sequence[int], sizes: Sequenc
     return numbers.repeat_interleave(torch.tensor(rows, device=numbers.device), output_size=sum(rows))
 
 
-def split(spec: Any, value: Any, rows: Sequence[int], sizes: Sequence[int]) -> list[Any]:
-    """Undoes :func:`joined` for an answer: one for each request, with tensors (images, ...) where it has several."""
-    ends = list(itertools.accumulate(sizes))
-    places = list(zip((end - size for end, size in zip(ends, sizes, strict=True)), sizes, strict=True))
-    even = all(count == rows[0] for count in rows)
-    if isinstance(spec, Batched):
-        if even:
-            parts: Any = value.unflatten(spec.axis, (rows[0], len(rows))).movedim(spec.axis + 1, 0)
+def _split(kind: int | str, part: Any, rows: Sequence[int], sizes: Sequence[int]) -> list[Any]:
+    if kind == CONSTANT:
+        return [part] * len(sizes)
+    even, lanes = _even(rows), len(rows)
+    own: Any
+    if isinstance(kind, int):
+        own = part.unflatten(kind, (rows[0], lanes)).movedim(kind + 1, 0) if even else part.split(list(rows), dim=kind)
+    else:
+        ends = itertools.accumulate(rows)
+        own = [part[lane::lanes] if even else part[end - rows[lane] : end] for lane, end in enumerate(ends)]
+    found = []
+    for size, end in zip(sizes, itertools.accumulate(sizes), strict=True):
+        several = own[end - size : end]
+        if size == 1:
+            found.append(several[0])
+        elif kind == LIST:
+            found.append([torch.stack(branch) for branch in zip(*several, strict=True)])
         else:
-            parts = value.split(list(rows), dim=spec.axis)
-        return [parts[at] if size == 1 else _together(parts[at : at + size]) for at, size in places]
-    if isinstance(spec, BatchedList):
-        starts = [sum(rows[:lane]) for lane in range(len(rows))]
-        own = [
-            value[lane :: len(rows)] if even else value[start : start + count]
-            for lane, (start, count) in enumerate(zip(starts, rows, strict=True))
-        ]
-        return [
-            own[at] if size == 1 else [torch.stack(branch) for branch in zip(*own[at : at + size], strict=True)]
-            for at, size in places
-        ]
-    if isinstance(spec, Node):
-        columns = [split(p, e, rows, sizes) for p, e in zip(spec.parts, entries(value) or (), strict=True)]
-        return [rebuilt(value, [column[at] for column in columns]) for at in range(len(sizes))]
-    return [value] * len(sizes)
+            found.append(several if isinstance(several, Tensor) else torch.stack(several))
+    return found
 
 
-def _together(parts: Any) -> Tensor:
-    return parts if isinstance(parts, Tensor) else torch.stack(parts)
-
-
-@dataclass(frozen=True)
-class Site:
-    """What was learned of one kind of network call.
-
-    Attributes:
-        args: of its positional arguments.
-        kwargs: of its keyword arguments.
-        output: of its answer.
-    """
-
-    args: Any
-    kwargs: Any
-    output: Any
-
-
-Form = tuple
-"""The structure of a request, by which what was learned of it is found again."""
-
-
-def form_of(request: NetworkRequest) -> Form:
-    """Structure of a request: names, containers and numbers of dimensions, without sizes."""
-    if request.form is None:
-        request.form = (request.site[0], _form(request.args), _form(request.kwargs))
-    return request.form
-
-
-def _form(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return value.ndim
-    if isinstance(value, Mapping):
-        return (*value, *(_form(entry) for entry in value.values()))
-    if isinstance(value, list | tuple):
-        # The length of a list may be the number of images.
-        return ("list", *dict.fromkeys(_form(entry) for entry in value))
-    return value is None
+def _even(rows: Sequence[int]) -> bool:
+    return rows.count(rows[0]) == len(rows)
 
 
 class Digests:
@@ -316,36 +286,3 @@ class Digests:
     @staticmethod
     def _read(value: Tensor) -> Any:
         return (value.shape, value.dtype, value.device, hashlib.sha256(bytes_of(value)).digest())
-
-
-def group_key(site: Site | None, request: NetworkRequest, digests: Digests, uneven: bool) -> Any:
-    """A key that is equal for requests that can share one call; requests of unknown form are never joined."""
-    rows = None if site is None else request_rows(site, request)
-    if site is None or rows is None:
-        return ("alone", id(request))
-    args, kwargs = (request.args, request.kwargs) if request.lanes == 1 else first_of((request.args, request.kwargs))
-    return (
-        request.site[0],
-        id(request.module),
-        None if uneven else rows,
-        tree_key(site.args, args, digests),
-        tuple(kwargs),
-        tree_key(site.kwargs, kwargs, digests),
-    )
-
-
-def request_rows(site: Site, request: NetworkRequest) -> int | None:
-    """Number of rows per image of a request."""
-    args, kwargs = (request.args, request.kwargs) if request.lanes == 1 else first_of((request.args, request.kwargs))
-    rows = rows_of(site.args, args)
-    return rows_of(site.kwargs, kwargs) if rows is None else rows
-
-
-def joined_request(
-    site: Site, requests: Sequence[NetworkRequest], rows: Sequence[int], apart: bool = False
-) -> tuple[tuple, dict]:
-    """The arguments of the joined call; see :func:`joined`."""
-    sizes = [request.lanes for request in requests]
-    args = joined(site.args, [request.args for request in requests], rows, sizes, apart)
-    kwargs = joined(site.kwargs, [request.kwargs for request in requests], rows, sizes, apart)
-    return args, kwargs

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from addiffusion_env.backbones.calls.evaluator import Evaluator
 from addiffusion_env.backbones.calls.guards import kept_precision, pipeline_errors
-from addiffusion_env.backbones.calls.joining import Batched, BatchedList, Node
+from addiffusion_env.backbones.calls.joining import CONSTANT
 from addiffusion_env.backbones.calls.latent_layout import LatentLayout, learn_layout
 from addiffusion_env.backbones.calls.networks import warn_not_joined
 from addiffusion_env.backbones.calls.open_call import AtDecode, AtStep, NetworkRequest
 from addiffusion_env.backbones.calls.recording import same
-from addiffusion_env.backbones.calls.requests import CallRequest, Evaluation, EvaluationResult
-from addiffusion_env.backbones.calls.trees import entries, tensors_in, with_tensors
+from addiffusion_env.backbones.calls.requests import CallRequest, Evaluation
 from addiffusion_env.errors import CapabilityError
 
 PROMPTS = ("a photo of a red cup", "a photo of a blue dog", "two dogs on the grass left of a large red bus in the snow")
@@ -118,138 +118,134 @@ def measure(evaluator: Evaluator) -> Measurements:
     for request in requests:
         request.rng_state = generator().get_state()  # some pipelines draw from torch's own generator
     with pipeline_errors(evaluator.pipe, "a first step", first.arguments):
-        alone = first_step(evaluator, first, None)
+        alone = first_step(evaluator, first)
     learn_axes(evaluator, first, alone)
     guidance = measure_guidance(evaluator, first, alone)
-    sites = prompt_sites(alone, first_step(evaluator, requests[1], None), evaluator)
+    sites = prompt_sites(alone, first_step(evaluator, requests[1]), evaluator)
     difference = check_joining(evaluator, requests, guidance)
-    sample = alone.step.sample
+    sample = alone[0].sample
     with pipeline_errors(evaluator.pipe, "the end of a call", first.arguments):
         layout, size, decoder = measure_decoding(evaluator, first, sample)
     return Measurements(first, guidance, layout, size, decoder, sample.dtype, sample.device, sites, difference)
 
 
-def first_step(evaluator: Evaluator, request: CallRequest, scale: float | None, **more: Any) -> EvaluationResult:
+FirstStep = tuple[AtStep, list[tuple[NetworkRequest, Any]]]
+"""The arguments of a call's first scheduler step, and the network requests before it with their outputs."""
+
+
+def first_step(evaluator: Evaluator, request: CallRequest, scale: float | None = None) -> FirstStep:
     """The first evaluation of a new call, not joined with others."""
-    call = evaluator.open_call(request, scale, generator(), **more)
+    call = evaluator.open_call(request, scale, generator())
     found = evaluator.run(call)
     call.close()
     return found
 
 
-def learn_axes(evaluator: Evaluator, request: CallRequest, alone: EvaluationResult) -> None:
+def learn_axes(evaluator: Evaluator, request: CallRequest, alone: FirstStep) -> None:
     """Determines which axes are batch axes; if that fails, nothing is joined."""
     ways: list[dict[str, Any]] = [{"prompt": [request.arguments.get("prompt")] * 2}]
     if "num_images_per_prompt" in evaluator.arguments.parameters:
         ways.insert(0, {"num_images_per_prompt": 2})
     for way in ways:
         try:
-            pair = first_step(evaluator, CallRequest({**request.arguments, **way}), None)
+            _, pair = first_step(evaluator, CallRequest({**request.arguments, **way}))
         except Exception:  # some pipelines cannot draw two images in one of these ways
             continue
-        evaluator.networks.learn(alone.requests, pair.requests)
+        evaluator.networks.learn(alone[1], pair)
         return
     evaluator.networks.joins = False
 
 
-def measure_guidance(evaluator: Evaluator, request: CallRequest, alone: EvaluationResult) -> Guidance:
+def measure_guidance(evaluator: Evaluator, request: CallRequest, alone: FirstStep) -> Guidance:
     """Determines at which scale guidance is off, what it costs, and whether the scale is added to 1."""
     name = evaluator.arguments.guidance_name
     own = evaluator.arguments.value(name) if name else None
+    none = Guidance(None, 1.0, False, (alone[0].rows, alone[0].rows))
     if name is None or not isinstance(own, int | float):
-        return Guidance(None, 1.0, False, (alone.rows, alone.rows))
-
-    def at(scale: float) -> EvaluationResult:
-        return first_step(evaluator, request, float(scale))
-
+        return none
     try:
-        one, four = at(1.0), at(4.0)
+        (one, called), (four, guided) = (first_step(evaluator, request, scale) for scale in (1.0, 4.0))
     except Exception:
-        return Guidance(None, 1.0, False, (alone.rows, alone.rows))
+        return none
     try:
-        zero = at(0.0)
+        zero, _ = first_step(evaluator, request, 0.0)
     except Exception:  # some pipelines refuse it
         zero = one
-    for scale, found in ((1.0, one), (4.0, four)):
-        if any(evaluator.networks.site(asked) is None for asked, _ in found.requests):
+    for scale, found in ((1.0, (one, called)), (4.0, (four, guided))):
+        if any(evaluator.networks.sites.get(asked.form) is None for asked, _ in found[1]):
             # Calls with and without guidance differ in form; each form is learned once.
             learn_axes(evaluator, CallRequest({**request.arguments, name: scale}), found)
     plain = min(one.rows, zero.rows)
     if four.rows == plain:
-        takes_effect = name == "guidance_scale" and not torch.equal(one.step.output, four.step.output)
+        takes_effect = name == "guidance_scale" and not torch.equal(one.output, four.output)
         return Guidance(name if takes_effect else None, max(1.0, float(own)), False, (plain, plain))
     added = one.rows > plain and abs(prompt_weight(evaluator, request, 3.0) - 4) < 0.1
     made = Guidance(name, 1.0, added, (plain, four.rows))
-    return Guidance(name, made.scale(float(own)), added, made.rows)
+    return replace(made, own=made.scale(float(own)))
 
 
 def prompt_weight(evaluator: Evaluator, request: CallRequest, scale: float) -> float:
     """Largest weight of a row of the network's output in the scheduler's input, for linear guidance."""
-    weights = []
-    for marked in range(16):
-        call = evaluator.open_call(request, scale, generator())
-        seen = 0
-        while isinstance(call.event, NetworkRequest):
-            asked = call.event
-            answer = evaluator.networks.blank_answer(asked)
-            rows = tensors_in(answer)
-            count = len(rows[0]) if len(rows) == 1 else len(rows)
-            if seen <= marked < seen + count:
-                answer = _marked(answer, marked - seen)
-            seen += count
-            call.answer(answer)
-        assert isinstance(call.event, AtStep)
-        weights.append(float(call.event.output.float().mean()))
-        call.close()
-        if marked + 1 >= seen:
-            break
-    return max((abs(weight) for weight in weights), default=0.0)
+    weight, row, rows = 0.0, 0, 1
+    while row < min(rows, 16):
+        output, rows = response(evaluator, request, scale, row)
+        weight, row = max(weight, abs(float(output.float().mean()))), row + 1
+    return weight
 
 
-def _marked(value: Any, row: int) -> Any:
-    """An output of zeros with ones in one row: of its only tensor, or of the tensor with that index."""
-    several = len(tensors_in(value)) > 1
-    count = iter(range(16))
+def response(evaluator: Evaluator, request: CallRequest, scale: float | None, ones: int | None) -> tuple[Tensor, int]:
+    """The scheduler's input in a first step when the network returns zeros, with ones in some rows.
 
-    def mark(part: Tensor) -> Tensor:
-        made = torch.zeros_like(part)
-        if several:
-            return torch.ones_like(part) if next(count) == row else made
-        made[row] = 1
-        return made
+    Args:
+        evaluator: evaluator of the pipeline.
+        request: request whose first step is run.
+        scale: the pipeline's guidance argument.
+        ones: row of the step's network calls that is all ones; -1 for every row, ``None`` for none.
 
-    return with_tensors(value, mark)
+    Returns:
+        (``model_output`` argument of the scheduler, number of rows).
+    """
+    call = evaluator.open_call(request, scale, generator())
+    seen = 0
+    while (asked := call.request) is not None:
+        answer = evaluator.networks.blank_answer(asked)
+        leaves, structure = tree_flatten(answer)
+        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        # Each entry of its only tensor belongs to a row; of several, each tensor.
+        rows = list(tensors[0]) if len(tensors) == 1 else tensors
+        made = [torch.full_like(row, float(ones in (-1, seen + at))) for at, row in enumerate(rows)]
+        parts = iter([torch.stack(made)] if len(tensors) == 1 else made)
+        seen += len(rows)
+        call.answer(tree_unflatten([next(parts) if isinstance(leaf, Tensor) else leaf for leaf in leaves], structure))
+    assert isinstance(call.event, AtStep)
+    output = call.event.output
+    call.close()
+    return output, seen
 
 
-def prompt_sites(a: EvaluationResult, b: EvaluationResult, evaluator: Evaluator) -> dict[tuple[str, int], int]:
+def prompt_sites(a: FirstStep, b: FirstStep, evaluator: Evaluator) -> dict[tuple[str, int], int]:
     """The calls, and their branches, that differ between two prompts with the same noise."""
     found: dict[tuple[str, int], int] = {}
-    for (first, _), (second, _) in zip(a.requests, b.requests, strict=False):
-        site = evaluator.networks.site(first)
+    for (first, _), (second, _) in zip(a[1], b[1], strict=False):
+        site = evaluator.networks.sites.get(first.form)
         if site is None:
             continue
-        differ: set[int] = set()
-        for spec, one, two in ((site.args, first.args, second.args), (site.kwargs, first.kwargs, second.kwargs)):
-            differ |= _rows_that_differ(spec, one, two)
+        pairs = zip(site.inputs.parts(first.inputs), site.inputs.parts(second.inputs), strict=True)
+        differ = {row for (kind, one), (_, two) in pairs for row in _rows_that_differ(kind, one, two)}
         if differ:
             found[first.site] = max(differ)
     return found
 
 
-def _rows_that_differ(spec: Any, one: Any, two: Any) -> set[int]:
-    if isinstance(spec, Batched):
+def _rows_that_differ(kind: int | str, one: Any, two: Any) -> Iterator[int]:
+    if kind == CONSTANT:
+        return
+    if isinstance(kind, int):
         if one.shape != two.shape:
-            return set(range(one.shape[spec.axis]))
-        pairs = zip(one.unbind(spec.axis), two.unbind(spec.axis), strict=True)
-        return {row for row, (a, b) in enumerate(pairs) if not torch.equal(a, b)}
-    if isinstance(spec, BatchedList):
-        return {row for row, (a, b) in enumerate(zip(one, two, strict=False)) if not same(a, b)}
-    if isinstance(spec, Node):
-        found: set[int] = set()
-        for part, a, b in zip(spec.parts, entries(one) or (), entries(two) or (), strict=False):
-            found |= _rows_that_differ(part, a, b)
-        return found
-    return set()
+            yield from range(one.shape[kind])
+            return
+        one, two = one.unbind(kind), two.unbind(kind)
+    yield from (row for row, pair in enumerate(zip(one, two, strict=False)) if not same(*pair))
 
 
 def check_joining(evaluator: Evaluator, requests: Sequence[CallRequest], guidance: Guidance) -> float:
@@ -266,7 +262,7 @@ def check_joining(evaluator: Evaluator, requests: Sequence[CallRequest], guidanc
     evaluations = [
         at_index(evaluator, request, None, index) for request, index in zip(requests, (0, 2, 1), strict=True)
     ]
-    alone = [evaluator.evaluate([evaluation])[0].step.output for evaluation in evaluations]
+    alone = [evaluator.evaluate([evaluation])[0].output for evaluation in evaluations]
     limit = TOLERANCE.get(alone[0].dtype, HALF_TOLERANCE)
     difference = _joined_difference(evaluator, evaluations, alone)
     if not difference <= limit:
@@ -282,7 +278,7 @@ def check_joining(evaluator: Evaluator, requests: Sequence[CallRequest], guidanc
     off = guidance.argument(1.0)
     mixed = [evaluations[0], at_index(evaluator, requests[1], guidance.argument(4.0), 2)]
     mixed.append(at_index(evaluator, requests[1], off, 1))
-    apart = [alone[0], *(evaluator.evaluate([evaluation])[0].step.output for evaluation in mixed[1:])]
+    apart = [alone[0], *(evaluator.evaluate([evaluation])[0].output for evaluation in mixed[1:])]
     uneven = _joined_difference(evaluator, mixed, apart)
     if not uneven <= limit:
         evaluator.networks.uneven = False
@@ -302,7 +298,7 @@ def at_index(evaluator: Evaluator, request: CallRequest, scale: float | None, in
 
 def _joined_difference(evaluator: Evaluator, evaluations: Sequence[Evaluation], alone: Sequence[Tensor]) -> float:
     try:
-        joined = [found.step.output for found in evaluator.evaluate(evaluations)]
+        joined = [found.output for found in evaluator.evaluate(evaluations)]
     except (RuntimeError, ValueError, TypeError, IndexError):
         for evaluation in evaluations:
             evaluation.request.waiting.clear()
@@ -324,7 +320,7 @@ def measure_decoding(
 
     def decoded(x: Tensor) -> Tensor:
         call = evaluator.open_call(request, None, generator(), **more)
-        evaluator.blank_step(call, call.event)
+        evaluator.blank_step(call)
         event = call.finish(x)
         if isinstance(event, AtDecode):
             decoder[:] = [event.module]

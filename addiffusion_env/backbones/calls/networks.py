@@ -10,25 +10,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
-from addiffusion_env.backbones.calls.joining import (
-    Digests,
-    Form,
-    Site,
-    first_of,
-    form_of,
-    group_key,
-    joined_request,
-    learn,
-    request_rows,
-    split,
-)
-from addiffusion_env.backbones.calls.open_call import NetworkRequest
-from addiffusion_env.backbones.calls.trees import entries, with_tensors
+from addiffusion_env.backbones.calls.joining import Digests, Site, learn, part_key, spread
+from addiffusion_env.backbones.calls.open_call import Inputs, NetworkRequest
+from addiffusion_env.backbones.calls.recording import flattened
 from addiffusion_env.backbones.compiled import bucket_of
 
 NetworkCall = Callable[[NetworkRequest, tuple, dict, list[int], list[int]], Any]
-"""Makes a network call: (first request, args, kwargs, rows of each request, their lanes) -> the network's output."""
+"""Makes a network call: (first request, args, kwargs, rows of each image, their lanes) -> the network's output."""
 
 
 @dataclass
@@ -48,7 +38,7 @@ class Networks:
 
     joins: bool = True
     uneven: bool = True
-    sites: dict[Form, Site | None] = field(default_factory=dict)
+    sites: dict[tuple, Site | None] = field(default_factory=dict)
     network_calls: dict[str, int] = field(default_factory=dict)
     call_network: NetworkCall | None = None
     digests: Digests = field(default_factory=Digests)
@@ -66,14 +56,25 @@ class Networks:
         return list(groups.values())
 
     def key(self, request: NetworkRequest) -> Any:
-        """A key that is equal for requests that can share one call."""
+        """A key that is equal for requests that can share one call; requests of unknown form are never joined."""
         if request.key is None:
-            request.key = group_key(self.site(request), request, self.digests, self.uneven)
+            site, rows = self.sites.get(request.form), self._known_rows(request)
+            if site is None or rows is None:
+                request.key = ("alone", id(request))
+            else:
+                parts = site.inputs.parts(of_one_image(request))
+                own = [part_key(kind, part, self.digests) for kind, part in parts]
+                request.key = (id(request.module), request.form, None if self.uneven else rows, *own)
         return request.key
 
-    def site(self, request: NetworkRequest) -> Site | None:
-        """The batch layout of a request's form of call; ``None`` for a form that is not joined."""
-        return self.sites.get(form_of(request))
+    def _known_rows(self, request: NetworkRequest) -> int | None:
+        site = self.sites.get(request.form)
+        return None if site is None else site.inputs.rows_of(request.inputs)
+
+    def rows_of(self, request: NetworkRequest) -> int:
+        """Number of rows per image of a request; of one of unknown layout the length of its first tensor or list."""
+        first = self._known_rows(request) or leading(request)
+        return first if isinstance(first, int) else 1 if first is None else len(first)
 
     def answer(self, requests: Sequence[NetworkRequest], lanes: list[int]) -> tuple[list[Any], list[int]]:
         """Answers requests with one network call: the outputs and the number of rows per image of each request.
@@ -83,24 +84,22 @@ class Networks:
             lanes: position of each of their images in the batch that is being evaluated.
         """
         first = requests[0]
-        site = self.site(first)
-        counts = [(request_rows(site, request) if site else None) or leading_rows(request) for request in requests]
+        site = self.sites.get(first.form)
+        counts = [self.rows_of(request) for request in requests]
         rows = [count for count, request in zip(counts, requests, strict=True) for _ in range(request.lanes)]
         # Padded with whole images, not rows: networks may split their batch by branches.
         more = self._filling(rows) if site is not None and self.joins else 0
         asked = list(requests)
         if more:
             least = requests[counts.index(min(counts))]
-            args, kwargs = first_of((least.args, least.kwargs))
-            asked += [NetworkRequest(least.site, least.module, args, kwargs, least.form)] * more
+            asked += [NetworkRequest(least.site, least.module, of_one_image(least), least.form)] * more
             rows = [*rows, *[min(counts)] * more]
         single = len(asked) == 1 and first.lanes == 1
         if site is None or (single and not self.compiled):
-            # Some networks consume a list argument (UNets pop their adapter's residuals).
-            args = tuple(list(value) if type(value) is list else value for value in first.args)
-            kwargs = {name: list(value) if type(value) is list else value for name, value in first.kwargs.items()}
+            # A copy: some networks consume a list argument (UNets pop their adapter's residuals).
+            [(args, kwargs)] = spread(first.inputs)
         else:
-            args, kwargs = joined_request(site, asked, rows, bool(self.compiled))
+            args, kwargs = site.join(asked, rows, bool(self.compiled))
         name = first.site[0]
         self.network_calls[name] = self.network_calls.get(name, 0) + 1
         with torch.no_grad():
@@ -111,9 +110,9 @@ class Networks:
         if site is None or single:
             answers = [answer]
         else:
-            answers = split(site.output, answer, rows, [request.lanes for request in asked])[: len(requests)]
+            answers = site.split(answer, rows, [request.lanes for request in asked])[: len(requests)]
         if first.lanes == 1 and (kind := _blank_key(first)) not in self._blank and not holds_state(answers[0]):
-            self._blank[kind] = with_tensors(answers[0], torch.zeros_like)
+            self._blank[kind] = tree_map_only(Tensor, torch.zeros_like, answers[0])
         return answers, counts
 
     def _filling(self, counts: Sequence[int]) -> int:
@@ -126,52 +125,54 @@ class Networks:
         if [r.site for r, _ in one] != [r.site for r, _ in two]:
             return
         for (first, answer), (second, other) in zip(one, two, strict=True):
-            self.sites[form_of(first)] = None
+            self.sites[first.form] = None
             if holds_state(answer):  # an output with a cache belongs to one image
                 continue
             with suppress(ValueError):
-                layouts = learn(first.args, second.args), learn(first.kwargs, second.kwargs), learn(answer, other)
-                self.sites[form_of(first)] = Site(*layouts)
+                self.sites[first.form] = Site(learn(first.inputs, second.inputs), learn(answer, other))
 
     def blank_answer(self, request: NetworkRequest) -> Any:
         """An output of zeros: advances a call to its next step without a network evaluation."""
         kind = _blank_key(request)
-        fills_cache = holds_state(request.args) or holds_state(request.kwargs)  # of keys and values: by the call itself
+        fills_cache = holds_state(request.inputs)  # of keys and values: by the call itself
         if fills_cache or kind not in self._blank:
+            args, kwargs = request.inputs
             with torch.no_grad():
-                answer = request.module(*request.args, **request.kwargs)
+                answer = request.module(*args, **kwargs)
             if fills_cache or holds_state(answer):
                 return answer
-            self._blank[kind] = with_tensors(answer, torch.zeros_like)
+            self._blank[kind] = tree_map_only(Tensor, torch.zeros_like, answer)
         return self._blank[kind]
 
 
 def _blank_key(request: NetworkRequest) -> Any:
     """A key that is equal for requests whose outputs have one shape."""
-    values = (*request.args, *request.kwargs.values())
-    first = next((v for v in values if isinstance(v, Tensor) and v.ndim > 1), None)
-    if first is None:
-        first = next((v[0] for v in values if isinstance(v, list) and v and isinstance(v[0], Tensor)), None)
-    return (form_of(request), leading_rows(request), None if first is None else first.shape)
+    first = leading(request)
+    if isinstance(first, Tensor):
+        return (request.form, first.shape)
+    return (request.form, None if first is None else (len(first), first[0].shape))
+
+
+def of_one_image(request: NetworkRequest) -> Inputs:
+    """A request's arguments, those of its first image if there are several."""
+    inputs: Inputs = request.inputs if request.lanes == 1 else spread(request.inputs)[0]
+    return inputs
 
 
 def holds_state(value: Any) -> bool:
     """Whether arguments hold an object that is neither a tensor nor a plain value, such as a cache."""
-    inside = entries(value)
-    if inside is not None:
-        return any(holds_state(entry) for entry in inside)
-    plain = Tensor | bool | int | float | str | bytes | torch.dtype | torch.device | torch.Generator | torch.Size
-    return value is not None and not isinstance(value, plain)
+    plain = Tensor | bool | int | float | str | bytes | torch.dtype | torch.device | torch.Generator | torch.Size | None
+    return not all(isinstance(part, plain) for part in flattened(value)[0])
 
 
-def leading_rows(request: NetworkRequest) -> int:
-    """Rows of a request of unknown layout: the length of its first tensor or list."""
-    for value in (*request.args, *request.kwargs.values()):
-        if isinstance(value, Tensor) and value.ndim > 1:
-            return len(value)
-        if isinstance(value, list) and value and isinstance(value[0], Tensor):
-            return len(value)
-    return 1
+def leading(request: NetworkRequest) -> Any:
+    """The first argument that is a tensor with axes, or a list of tensors; ``None`` if there is none."""
+    args, kwargs = request.inputs
+    for value in (*args, *kwargs.values()):
+        listed = isinstance(value, list) and value and isinstance(value[0], Tensor)
+        if listed or (isinstance(value, Tensor) and value.ndim > 1):
+            return value
+    return None
 
 
 def warn_not_joined(pipe: Any, reason: str) -> None:

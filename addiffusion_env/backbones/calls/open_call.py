@@ -20,6 +20,7 @@ from typing import Any
 from greenlet import GreenletExit, getcurrent, greenlet
 from torch import Tensor, nn
 
+from addiffusion_env.backbones.calls.guards import TorchState
 from addiffusion_env.backbones.calls.recording import Recorder
 from addiffusion_env.backbones.calls.stand_ins import (
     LazyTimesteps,
@@ -29,11 +30,14 @@ from addiffusion_env.backbones.calls.stand_ins import (
     pipeline_class,
     scheduler_stand_in,
 )
-from addiffusion_env.backbones.calls.torch_state import TorchState
 from addiffusion_env.errors import CapabilityError
 
 NOT_DENOISERS = ("text_encoder", "image_encoder", "safety_checker", "feature_extractor", "tokenizer", "vision")
 """Name prefixes of components that are never called inside the denoising loop."""
+
+
+Inputs = tuple[tuple[Any, ...], dict[str, Any]]
+"""Positional and keyword arguments of a network."""
 
 
 @dataclass(slots=True, eq=False)
@@ -43,20 +47,30 @@ class NetworkRequest:
     Attributes:
         site: (component's name, number of earlier calls of it in this step).
         module: the real network.
-        args: positional arguments.
-        kwargs: keyword arguments.
-        form: structure of the arguments, once it was determined (:func:`joining.form_of`).
-        lanes: number of images; with several, values that differ are :class:`joining.Lanes`.
-        key: equal for requests that can share one call, where that is known (:func:`joining.group_key`).
+        inputs: its arguments; if there are several lanes, values that differ are :class:`joining.Lanes`.
+        form: structure of the call: see :func:`form_of`.
+        lanes: number of images.
+        key: equal for requests that can share one call, where that is known (:meth:`networks.Networks.key`).
     """
 
     site: tuple[str, int]
     module: nn.Module
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    form: tuple | None = None
+    inputs: Inputs
+    form: tuple
     lanes: int = 1
     key: Any = None
+
+
+def form_of(value: Any) -> Any:
+    """Structure of arguments: names, containers and numbers of dimensions, without sizes."""
+    if isinstance(value, Tensor):
+        return value.ndim
+    if isinstance(value, Mapping):
+        return (*value, *map(form_of, value.values()))
+    if isinstance(value, list | tuple):
+        # The length of a list may be the number of images.
+        return ("list", *dict.fromkeys(map(form_of, value)))
+    return value is None
 
 
 @dataclass(slots=True, eq=False)
@@ -67,27 +81,20 @@ class AtStep:
         output: the scheduler's ``model_output`` argument.
         time: its ``timestep`` argument.
         sample: the evaluated latents, in the pipeline's own layout.
-        args: further positional arguments of ``step``.
-        kwargs: its keyword arguments.
+        kwargs: further arguments of ``step``, by name.
+        rows: network rows that were spent on it.
     """
 
     output: Tensor
     time: Any
     sample: Tensor
-    args: tuple[Any, ...]
     kwargs: dict[str, Any]
+    rows: int = 0
 
 
 @dataclass(frozen=True)
 class AtDecode:
-    """The loop has ended and the pipeline decodes.
-
-    Attributes:
-        module: the real autoencoder.
-        latents: latents to decode.
-        args: further positional arguments of ``decode``.
-        kwargs: its keyword arguments.
-    """
+    """The loop has ended and the pipeline decodes: the real autoencoder, the latents, and further arguments."""
 
     module: Any
     latents: Tensor
@@ -97,11 +104,7 @@ class AtDecode:
 
 @dataclass(frozen=True)
 class CallEnd:
-    """The call has returned.
-
-    Attributes:
-        output: what the pipeline returned.
-    """
+    """The call has returned ``output``."""
 
     output: Any
 
@@ -124,6 +127,7 @@ class OpenCall:
         times: (m,) timesteps of an unmodified run's loop; ``None`` before the loop.
         begin: index of the first of them in ``scheduler.timesteps`` (above 0 for image-to-image).
         drawn: the latents that the pipeline prepared, in its own layout; ``None`` if it has no ``prepare_latents``.
+        rows: network rows spent since it was opened or resumed.
         recorder: records the call's operations up to its scheduler's step; ``None`` for a call that is not recorded.
     """
 
@@ -133,14 +137,13 @@ class OpenCall:
         self.times: Tensor | None = None
         self.begin = 0
         self.drawn: Tensor | None = None
+        self.rows = 0
         self.denoises = False
-        self.own_sigmas = False
         self.recorder: Recorder | None = None
         self.thread = threading.get_ident()
         self._state = TorchState()
         self._next: Any = None
         self._ending = False
-        self._length: int | None = None
         self._made: dict[str, int] = {}
         self._walked: Any = None
         own = self._copy(pipe)
@@ -153,9 +156,9 @@ class OpenCall:
         return self._switch(None)
 
     @property
-    def requests(self) -> list[NetworkRequest]:
+    def request(self) -> NetworkRequest | None:
         """The network request that waits for its output."""
-        return [self.event] if isinstance(self.event, NetworkRequest) else []
+        return self.event if isinstance(self.event, NetworkRequest) else None
 
     def answer(self, value: Any) -> Event:
         """Answers a network or decoder request."""
@@ -163,25 +166,42 @@ class OpenCall:
             self.recorder.answered(value)
         return self._switch(value)
 
-    def resume(self, latents: Tensor, time: Any, recorder: Recorder | None = None) -> Event:
-        """Resumes a call that waits at ``step``: the step's result is ``latents``, and the next time is ``time``."""
-        assert self.times is not None and isinstance(self.event, AtStep)
+    def resume(self, latents: Tensor, time: Any, sigma: float | None = None, recorder: Recorder | None = None) -> Event:
+        """Resumes a call that waits at ``step``.
+
+        Args:
+            latents: the step's result.
+            time: the next timestep.
+            sigma: the next level, for a scheduler that scales its input by it; ``None`` for that of its plan.
+            recorder: records the call up to the next step.
+        """
+        assert isinstance(self.event, AtStep)
         self.index += 1
-        self._next = time
+        self._next, self.rows = time, 0
         self._made.clear()
         if self._walked is not None:  # for pipelines that look the time up by index
             self._walked.changed[self.index] = time
+        if sigma is not None:
+            self._set_level(self.begin + self.index, sigma)
         latents = latents.to(self.event.sample.dtype)
         self.recorder = recorder
         if recorder is not None:
             recorder.mark(latents)
         return self._switch(self._stepped(latents))
 
+    def _set_level(self, at: int, sigma: float) -> None:
+        scheduler = self.scheduler
+        sigmas = getattr(scheduler, "sigmas", None)
+        if isinstance(sigmas, Tensor) and at < len(sigmas) and float(sigmas[at]) != sigma:
+            scheduler.sigmas = sigmas.clone()  # the plan shares them
+            scheduler.sigmas[at] = sigma
+        if hasattr(scheduler, "_step_index"):
+            scheduler._step_index = at
+
     def finish(self, latents: Tensor) -> Event:
         """Resumes a call that waits at ``step`` with final latents, which end the loop; the pipeline decodes them."""
         assert isinstance(self.event, AtStep)
         self._ending, self.recorder = True, None
-        self._length = self.index + 1
         return self._switch(self._stepped(latents))
 
     def close(self) -> None:
@@ -233,19 +253,20 @@ class OpenCall:
             return module(*args, **kwargs)
         count = self._made.get(name, 0)
         self._made[name] = count + 1
-        request = NetworkRequest((name, count), module, args, kwargs)
+        inputs = (args, kwargs)
+        request = NetworkRequest((name, count), module, inputs, (name, form_of(args), form_of(kwargs)))
         if self.recorder is not None:
             self.recorder.asked(request)
         return self._wait(request)
 
-    def on_step(self, output: Tensor, time: Any, sample: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def on_step(self, output: Tensor, time: Any, sample: Tensor, kwargs: dict[str, Any]) -> Any:
         """``scheduler.step`` was called."""
         if self.times is None:
             raise CapabilityError(
                 "the pipeline's loop does not iterate over its scheduler's timesteps",
                 "it cannot be driven step by step; use another pipeline",
             )
-        return self._wait(AtStep(output, time, sample, args, kwargs))
+        return self._wait(AtStep(output, time, sample, kwargs))
 
     def on_decode(self, module: Any, latents: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The decoder was called: inside the loop it runs at once."""
@@ -267,7 +288,7 @@ class OpenCall:
 
     def length(self, walked: LazyTimesteps) -> int:
         """The number of timesteps of the loop; after the last step, the number of steps taken."""
-        return walked.shape[0] if self._length is None else self._length
+        return self.index + 1 if self._ending else walked.shape[0]
 
     def _copy(self, pipe: Any) -> Any:
         own = copy.copy(pipe)

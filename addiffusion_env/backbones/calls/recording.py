@@ -13,17 +13,26 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_unflatten
 
-from addiffusion_env.backbones.calls.trees import entries, rebuilt
+CONTAINERS = (list, tuple, dict)
 
 SMALL = 16
 """Maximum size of tensors that are copied when recorded: numbers of a plan, which schedulers overwrite."""
+
+
+def flattened(value: Any) -> tuple[list[Any], TreeSpec]:
+    """The leaves of nested lists, tuples and dicts, and their structure.
+
+    Other containers are leaves, also those known to torch (a cache of keys and values that was exported).
+    """
+    return tree_flatten(value, is_leaf=lambda part: not isinstance(part, CONTAINERS))
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +47,19 @@ class Slot:
     """A value that does not depend on the marked tensors."""
 
     number: int
+
+
+@dataclass(frozen=True)
+class Tree:
+    """A nested value with a variable or a slot in place of each leaf."""
+
+    leaves: tuple[Var | Slot, ...]
+    structure: TreeSpec = field(hash=False)  # it has no hash
+
+    def filled(self, variable: Callable[[int], Any], slot: Callable[[int], Any]) -> Any:
+        """The value, with functions that return the value of a variable and of a slot."""
+        values = (variable(leaf.number) if type(leaf) is Var else slot(leaf.number) for leaf in self.leaves)
+        return tree_unflatten(values, self.structure)
 
 
 class Operation(NamedTuple):
@@ -60,17 +82,15 @@ class NetworkCall(NamedTuple):
     """A network call between operations.
 
     Attributes:
-        site: see :class:`NetworkRequest`.
-        module: ``id`` of the network.
-        args: its arguments as a tree of :class:`Var` and :class:`Slot`.
-        kwargs: its keyword arguments, likewise.
+        site, module, form: see :class:`NetworkRequest`.
+        inputs: its arguments.
         made: the variables in its output.
     """
 
     site: tuple[str, int]
-    module: int
-    args: Any
-    kwargs: Any
+    module: Any
+    form: tuple
+    inputs: Tree
     made: tuple[Var, ...]
 
 
@@ -112,35 +132,34 @@ class Recorder(TorchDispatchMode):
 
     def mark(self, value: Any) -> tuple[Var, ...]:
         """Marks the tensors in a value, so that operations on them are recorded."""
-        if isinstance(value, Tensor):
-            made = Var(self._count)
-            self._count += 1
-            self._known[id(value)] = (value, made)
-            return (made,)
-        return tuple(var for part in entries(value) or () for var in self.mark(part))
+        tensors = [part for part in tree_leaves(value) if isinstance(part, Tensor)]
+        made = tuple(map(Var, range(self._count, self._count + len(tensors))))
+        self._count += len(tensors)
+        self._known.update((id(tensor), (tensor, var)) for tensor, var in zip(tensors, made, strict=True))
+        return made
 
     def asked(self, request: Any) -> None:
         """Records the start of a network call."""
         self.requests.append(request)
-        self._asked = (request.site, id(request.module), self.tree(request.args), self.tree(request.kwargs))
+        self._asked = (request.site, request.module, request.form, self.tree(request.inputs))
 
     def answered(self, answer: Any) -> None:
         """Records the output of the network call."""
         self._steps.append(NetworkCall(*self._asked, self.mark(answer)))
 
     def program(self, results: Any) -> Program | None:
-        """The recorded program that computes ``results``, a tree of values; ``None`` if it cannot be replayed."""
+        """The recorded program that computes ``results``, a nested value; ``None`` if it cannot be replayed."""
         tree = self.tree(results)
         return None if self.failed else Program(tuple(self._steps), tree, len(self.slots))
 
-    def tree(self, value: Any) -> Any:
+    def tree(self, value: Any) -> Tree:
         """A value with :class:`Var` and :class:`Slot` in place of its leaves."""
+        leaves, structure = flattened(value)
+        return Tree(tuple(map(self._leaf, leaves)), structure)
+
+    def _leaf(self, value: Any) -> Var | Slot:
         if isinstance(value, Tensor):
             return self._tensor(value)
-        parts = entries(value)
-        if parts is not None:
-            names = tuple(value) if isinstance(value, dict) else ()
-            return (type(value).__name__, names, *(self.tree(part) for part in parts))
         self.slots.append(value)
         return Slot(len(self.slots) - 1)
 
@@ -239,13 +258,13 @@ class Program:
         size: number of slots.
         calls: its network calls.
         segments: the operations before each network call, and after the last.
-        like: the recorded network requests without their tensors, as templates of containers.
+        kinds: of slots that networks read, the kind of argument (:class:`joining.Layout`).
     """
 
-    def __init__(self, steps: tuple[Operation | NetworkCall, ...], results: Any, size: int) -> None:
+    def __init__(self, steps: tuple[Operation | NetworkCall, ...], results: Tree, size: int) -> None:
         self.form = (steps, results)
         self.results, self.size = results, size
-        self.like: Sequence[Any] = ()
+        self.kinds: dict[int, int | str] = {}
         self.calls = [step for step in steps if isinstance(step, NetworkCall)]
         parts: list[list[Operation]] = [[]]
         for step in steps:
@@ -254,7 +273,7 @@ class Program:
             else:
                 parts[-1].append(step)
         self.segments: list[Segment] = []
-        after = leaves(results, Var)
+        after = leaves(results.leaves, Var)
         for position in range(len(parts) - 1, -1, -1):
             made = {var.number for op in parts[position] for var in leaves(op.made, Var)}
             read = {var.number for op in parts[position] for var in leaves((op.args, op.kwargs), Var)}
@@ -264,32 +283,35 @@ class Program:
             self.segments.insert(0, part)
             after = [*after, *map(Var, read)]
             if position:
-                call = self.calls[position - 1]
-                after += leaves((call.args, call.kwargs), Var)
+                after += leaves(self.calls[position - 1].inputs.leaves, Var)
 
     @functools.cached_property
     def first_slots(self) -> frozenset[int]:
         """Slots that the first network call reads."""
-        return frozenset(leaf.number for leaf in leaves((self.calls[0].args, self.calls[0].kwargs), Slot))
+        return frozenset(leaf.number for leaf in leaves(self.calls[0].inputs.leaves, Slot))
 
     @property
     def operands(self) -> set[int]:
         """Slots that operations read; the others are read only by networks."""
         return {number for segment in self.segments for number in segment.slots}
 
-    def advance(self, position: int, held: dict[int, Tensor], slots: Callable[[int], Any], lanes: int) -> None:
+    def advance(
+        self, position: int, held: dict[int, Tensor], slots: Callable[[int], Sequence[Any]], lanes: int
+    ) -> None:
         """Runs a segment for several lanes.
 
         Args:
             position: index of the segment.
             held: variable -> its value for each lane, (lanes, ...); computed variables are added.
-            slots: slot -> (its value, whether the first axis is the lane axis).
+            slots: slot -> its value for each lane.
             lanes: number of lanes.
         """
         segment = self.segments[position]
         if not segment.gives:
             return
-        columns = [(held[number], True) for number in segment.reads] + [slots(number) for number in segment.slots]
+        device = held[0].device
+        columns = [(held[number], True) for number in segment.reads]
+        columns += [_column(slots(number), device) for number in segment.slots]
         if lanes == 1:
             made = segment(*(value[0] if counted else value for value, counted in columns))
             held.update((number, value[None]) for number, value in zip(segment.gives, made, strict=True))
@@ -299,26 +321,8 @@ class Program:
         held.update(zip(segment.gives, made, strict=True))
 
 
-def filled(tree: Any, like: Any, held: Callable[[int], Any], slots: Callable[[int], Any]) -> Any:
-    """The value that a tree represents.
-
-    Args:
-        tree: a tree from :meth:`Recorder.tree`.
-        like: the value that the tree was created from, as a template for containers.
-        held: returns the value of a variable.
-        slots: returns the value of a slot.
-    """
-    kind = type(tree)
-    if kind is Var:
-        return held(tree.number)
-    if kind is Slot:
-        return slots(tree.number)
-    parts = entries(like) or ()
-    return rebuilt(like, [filled(part, own, held, slots) for part, own in zip(tree[2:], parts, strict=True)])
-
-
-def column(values: Sequence[Any], device: torch.device) -> tuple[Any, bool]:
-    """The values of one slot in several lanes, in the form that :meth:`Program.advance` takes."""
+def _column(values: Sequence[Any], device: torch.device) -> tuple[Any, bool]:
+    """One slot in several lanes: (its value, whether the first axis is the lane axis)."""
     first = values[0]
     if all(value is first for value in values):
         return first, False
@@ -326,7 +330,7 @@ def column(values: Sequence[Any], device: torch.device) -> tuple[Any, bool]:
 
 
 def leaves(tree: Any, kind: Any) -> list[Any]:
-    """The variables or the slots in a tree."""
+    """The variables or the slots in nested operands."""
     if type(tree) is kind:
         return [tree]
     return [] if not isinstance(tree, tuple) else [leaf for part in tree for leaf in leaves(part, kind)]

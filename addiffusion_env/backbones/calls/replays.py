@@ -17,19 +17,20 @@ runs through the pipeline's own call.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import operator
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
-from addiffusion_env.backbones.calls.joining import CONSTANT, BatchedList, Lanes, Node, form_of, tree_key
+from addiffusion_env.backbones.calls.joining import CONSTANT, LIST, Lanes, part_key
 from addiffusion_env.backbones.calls.networks import Networks, holds_state
 from addiffusion_env.backbones.calls.open_call import AtStep, NetworkRequest, OpenCall
 from addiffusion_env.backbones.calls.recording import SMALL, Program, Slot, Var, same
-from addiffusion_env.backbones.calls.requests import CallRequest, Evaluation, same_latents, same_rows
-from addiffusion_env.backbones.calls.trees import entries, with_tensors
-from addiffusion_env.backbones.calls.turns import Block, KnownStep, Lane, Settings, Turn
+from addiffusion_env.backbones.calls.requests import CallRequest, Evaluation, exact_latents
 from addiffusion_env.backbones.fingerprint import LruCache
 
 OF_A_LANE = ("prompt", "negative_prompt", "generator", "latents")
@@ -44,8 +45,140 @@ SETTINGS_KEPT = 64
 FAILURES = 4
 """Number of failed recordings of the same settings after which no more are made."""
 
-OPERAND = "operand"
-"""Kind of a slot that only operations read, instead of the batch layout of a network's argument."""
+
+@dataclass(eq=False)
+class Settings:
+    """Knowledge shared by all lanes with the same settings.
+
+    Attributes:
+        arguments: those of the settings; some are known by their id, which is not reused while they are kept alive.
+        steps: (index in the plan, noise level) -> the first recorded iteration at that step.
+        own: for each program, the lane-specific slots.
+        failures: number of failed recordings.
+    """
+
+    arguments: Mapping[str, Any]
+    steps: LruCache[Turn] = field(default_factory=lambda: LruCache(KEPT))
+    own: dict[Program, frozenset[int]] = field(default_factory=dict)
+    failures: int = 0
+
+
+@dataclass(eq=False)
+class Lane:
+    """A request at one guidance scale.
+
+    Attributes:
+        settings: knowledge that it shares with other lanes.
+        negative: key of its negative prompt.
+        registered: its first recorded iteration of each program.
+    """
+
+    settings: Settings
+    negative: Any
+    registered: dict[Program, Turn] = field(default_factory=dict)
+
+
+@dataclass(eq=False)
+class Turn:
+    """One recorded iteration of a pipeline's loop; it is kept, so it holds nothing of the latents' size.
+
+    Attributes:
+        at: (index in the plan, noise level).
+        program: the recorded program.
+        slots: the values of its slots.
+        time: the ``timestep`` argument of the scheduler's step.
+        kwargs: its further arguments.
+        keys: see :meth:`Replays._number`.
+        lane: for one of :attr:`Settings.steps`, the lane; so are the following.
+        steady: slots with the same value as in that lane's first recorded iteration; ``None`` if this is the first.
+        proven: lane-specific slots for which another lane's iteration was predicted correctly; ``None`` before that.
+        wrong: whether a prediction was incorrect.
+    """
+
+    at: tuple[int, float]
+    program: Program
+    slots: list[Any]
+    time: Any
+    kwargs: dict[str, Any]
+    keys: dict[tuple[frozenset[int], bool], int] = field(default_factory=dict)
+    lane: Lane | None = None
+    steady: frozenset[int] | None = None
+    proven: frozenset[int] | None = None
+    wrong: bool = False
+
+
+class Block:
+    """Lanes that replay one program together; the networks receive one request of several images.
+
+    Args:
+        members: for each lane the position of its evaluation, its first recorded iteration, and that of the step.
+        own: lane-specific slots.
+        x: (lanes, ...) latents.
+        shared: the lanes' own values in the last step, (program's id, slot) -> values: prompts that are joined already.
+
+    Attributes:
+        lanes: positions of the evaluations.
+        request: the waiting network request; ``None`` at the scheduler's step.
+        rows: network rows spent on each lane.
+    """
+
+    def __init__(
+        self, members: Sequence[tuple[int, Turn, Turn]], own: frozenset[int], x: Tensor, shared: dict[Any, Lanes]
+    ) -> None:
+        self.members, self._shared = members, shared
+        self.lanes = [at for at, _, _ in members]
+        self.program = members[0][2].program
+        self.request: NetworkRequest | None = None
+        self.rows = 0
+        # One lane is held as it is: networks round by the memory format of their input, which x[:, None] would change.
+        self._own, self._held, self._position = own, {0: x[None] if len(members) == 1 else x[:, None]}, -1
+        self._resume()
+
+    def answer(self, value: Any) -> None:
+        """Answers the request with tensors (lanes, ...)."""
+        made = self.program.calls[self._position].made
+        tensors = [part for part in tree_leaves(value) if isinstance(part, Tensor)]
+        if len(self.lanes) == 1:
+            tensors = [tensor[None] for tensor in tensors]
+        self._held.update((var.number, tensor) for var, tensor in zip(made, tensors, strict=True))
+        self._resume()
+
+    def _resume(self) -> None:
+        self._position += 1
+        lanes = len(self.lanes)
+        self.program.advance(self._position, self._held, self._values, lanes)
+        self.request = None
+        if self._position < len(self.program.calls):
+            call = self.program.calls[self._position]
+            inputs = call.inputs.filled(self._variable, self._value)
+            self.request = NetworkRequest(call.site, call.module, inputs, call.form, lanes)
+
+    def _values(self, number: int) -> list[Any]:
+        if number in self._own:
+            return [lane.slots[number] for _, lane, _ in self.members]
+        return [step.slots[number] for _, _, step in self.members]
+
+    def _variable(self, number: int) -> Any:
+        held = self._held[number]
+        return held[0] if len(self.lanes) == 1 else Lanes(held)
+
+    def _value(self, number: int) -> Any:
+        values = self._values(number)
+        if all(value is values[0] for value in values):
+            return values[0]
+        if number not in self._own:
+            return Lanes(values)
+        place = (id(self.program), number)
+        last = self._shared.get(place)
+        if last is None or len(last.values) != len(values) or not all(map(operator.is_, last.values, values)):
+            last = self._shared[place] = Lanes(values)
+        return last
+
+    def found(self) -> list[AtStep]:
+        """The arguments of each lane's scheduler step."""
+        outputs, samples = (self._held[leaf.number].unbind() for leaf in self.program.results.leaves[:2])
+        given = zip(self.members, outputs, samples, strict=True)
+        return [AtStep(out, step.time, x, lane.kwargs, self.rows) for (_, lane, step), out, x in given]
 
 
 class Replays:
@@ -64,29 +197,27 @@ class Replays:
         self.enabled = type(pipe).__call__.__module__.startswith("diffusers.")
         self._settings: LruCache[Settings] = LruCache(SETTINGS_KEPT)
         self._programs: dict[Any, Program | None] = {}
-        self._kinds: dict[Program, dict[int, Any]] = {}
         self._numbers: dict[Any, int] = {}
         self._quick: set[Any] = set()
-        self._shared: dict[tuple[int, int], Lanes] = {}
+        self._shared: dict[Any, Lanes] = {}
 
     # Queries.
 
     def blocks(self, evaluations: Sequence[Evaluation]) -> tuple[list[Block], list[int]]:
         """Splits evaluations into blocks that can be replayed and the positions of those that cannot."""
-        groups: dict[Any, list[tuple[int, Turn, KnownStep]]] = {}
+        groups: dict[Any, list[tuple[int, Turn, Turn]]] = {}
         left: list[int] = []
         for at, evaluation in enumerate(evaluations):
             found = self._known(evaluation) if self.enabled else None
             if found is None:
                 left.append(at)
                 continue
-            lane, step = found
-            own = step.lane.settings.own[step.turn.program]
-            key = (id(step.turn.program), own, self._number(lane, own), self._number(step.turn, own, False))
+            lane, step, own = found
+            key = (id(step.program), own, self._number(lane, own), self._number(step, own, False))
             groups.setdefault(key, []).append((at, lane, step))
         made = []
         for (_, own, *_), members in groups.items():
-            x = torch.cat(_latents([evaluations[at] for at, _, _ in members]))
+            x = torch.cat(exact_latents([evaluations[at] for at, _, _ in members]))
             made.append(Block(members, own, x, self._shared))
         return made, left
 
@@ -110,34 +241,29 @@ class Replays:
             return
         program = turn.program
         mine, step = lane.registered.get(program), settings.steps.get(at)
-        if step is not None and step.turn.program is not program:
-            step.wrong = True
-            settings.failures += 1
-            return
         if step is None:
             if mine is None:
                 if program in settings.own:
                     return  # nothing to compare it with
                 mine = lane.registered[program] = turn
                 settings.own[program] = frozenset()
-            pairs = enumerate(zip(turn.slots, mine.slots, strict=True))
-            steady = None if mine.at == at else frozenset(number for number, pair in pairs if same(*pair))
-            settings.steps[at] = KnownStep(turn, lane, steady)
-            while len(settings.steps) > KEPT:
-                settings.steps.popitem(last=False)
-            return
-        if mine is None:
-            self._register(lane, turn, step)
-            return
-        if step.steady is None or step.lane is lane:
-            return
-        own = settings.own[program]
-        predicted = ((mine if number in own else step.turn).slots[number] for number in range(program.size))
-        if own <= step.steady and all(map(same, predicted, turn.slots)):
-            step.proven = own | (step.proven or frozenset())
-        else:
+            if mine.at != at:
+                pairs = enumerate(zip(turn.slots, mine.slots, strict=True))
+                turn.steady = frozenset(number for number, pair in pairs if same(*pair))
+            turn.lane, settings.steps[at] = lane, turn
+        elif step.program is not program:
             step.wrong = True
             settings.failures += 1
+        elif mine is None:
+            self._register(lane, turn, step)
+        elif step.steady is not None and step.lane is not lane:
+            own = settings.own[program]
+            predicted = ((mine if number in own else step).slots[number] for number in range(program.size))
+            if own <= step.steady and all(map(same, predicted, turn.slots)):
+                step.proven = own | (step.proven or frozenset())
+            else:
+                step.wrong = True
+                settings.failures += 1
 
     def quick(self, request: CallRequest, scale: float | None) -> bool:
         """Whether a new call need not be recorded from its beginning."""
@@ -145,10 +271,11 @@ class Replays:
 
     # Learning.
 
-    def _register(self, lane: Lane, turn: Turn, step: KnownStep) -> Turn:
-        own = lane.settings.own[turn.program]
-        pairs = enumerate(zip(turn.slots, step.turn.slots, strict=True))
-        lane.settings.own[turn.program] = own | {at for at, pair in pairs if at not in own and not same(*pair)}
+    def _register(self, lane: Lane, turn: Turn, step: Turn) -> Turn:
+        """Makes a turn its lane's first; values that differ from those of another lane's ``step`` are lane-specific."""
+        own, pairs = lane.settings.own[turn.program], enumerate(zip(turn.slots, step.slots, strict=True))
+        differ = {number for number, pair in pairs if number not in own and not same(*pair)}
+        lane.settings.own[turn.program] = own | differ
         lane.registered[turn.program] = turn
         return turn
 
@@ -160,45 +287,43 @@ class Replays:
         step = lane.settings.steps.get(at)
         if step is None or step.wrong or step.steady is not None:
             return None
-        program = step.turn.program
+        other, program = step.lane, step.program
+        assert other is not None
         own, first = lane.settings.own[program], program.calls[0]
-        waiting = (call for call in request.waiting.get(evaluation.scale, ()) if call.index == 0 and call.requests)
-        call = next(waiting, None)
-        if call is None or not own or not own <= program.first_slots:
+        calls = request.waiting.get(evaluation.scale, ())
+        asked = next((call.request for call in calls if call.index == 0 and call.request is not None), None)
+        if asked is None or not own or not own <= program.first_slots:
             return None
-        for number, value in enumerate(step.turn.slots):
+        for number, value in enumerate(step.slots):
             # What the request does not show and is larger than numbers of a plan may be a lane's own: latents of an
             # image that operations read, a negative prompt in a later network call.
             large = isinstance(value, Tensor) and value.numel() > SMALL
-            own_maybe = number in program.operands or lane.negative != step.lane.negative
+            own_maybe = number in program.operands or lane.negative != other.negative
             if large and number not in program.first_slots and own_maybe:
                 return None
-        asked, like = call.requests[0], program.like[0]
-        if asked.site != like.site or asked.module is not like.module or form_of(asked) != like.form:
+        if (asked.site, asked.module, asked.form) != (first.site, first.module, first.form):
             return None
         slots: dict[int, Any] = {}
-        for tree, value in ((first.args, asked.args), (first.kwargs, asked.kwargs)):
-            for leaf, found in _leaves(tree, value):
-                if type(leaf) is Slot and slots.setdefault(leaf.number, found) is not found:
-                    return None
-        every = [slots.get(number, value) for number, value in enumerate(step.turn.slots)]
+        for leaf, found in zip(first.inputs.leaves, first.inputs.structure.flatten_up_to(asked.inputs), strict=True):
+            if type(leaf) is Slot and slots.setdefault(leaf.number, found) is not found:
+                return None
+        every = [slots.get(number, value) for number, value in enumerate(step.slots)]
         self._quick.add((evaluation.scale, self.networks.digests(_shared(request))))
-        return self._register(lane, Turn(program, every, step.turn.time, step.turn.args, step.turn.kwargs, at), step)
+        return self._register(lane, Turn(at, program, every, step.time, step.kwargs), step)
 
-    def _known(self, evaluation: Evaluation) -> tuple[Turn, KnownStep] | None:
+    def _known(self, evaluation: Evaluation) -> tuple[Turn, Turn, frozenset[int]] | None:
+        """The lane's first iteration and one at the step, which predict what it reads there; lane-specific slots."""
         lane = self._lane(evaluation.request, evaluation.scale)
         at = (evaluation.index, evaluation.sigma)
         step = lane.settings.steps.get(at)
         if step is None or step.wrong:
             return None
-        program = step.turn.program
-        mine = lane.registered.get(program) or self._at_first_request(lane, evaluation)
+        mine = lane.registered.get(step.program) or self._at_first_request(lane, evaluation)
         if mine is None:
             return None
-        if step.steady is None:
-            return (mine, step) if mine.at == at else None
-        own = lane.settings.own[program]
-        return (mine, step) if step.proven is not None and own <= step.proven else None
+        own = lane.settings.own[step.program]
+        known = mine.at == at if step.steady is None else step.proven is not None and own <= step.proven
+        return (mine, step, own) if known else None
 
     def _lane(self, request: CallRequest, scale: float | None) -> Lane:
         lane = request.lanes.get(scale)
@@ -213,11 +338,11 @@ class Replays:
         return lane
 
     def _state(self) -> Any:
-        """The state of the pipeline that its loop may read."""
-        parts = self.pipe.__dict__.items()
-        plain = (bool, int, float, str)
-        public = ((name, part) for name, part in parts if name[0] != "_")
-        return tuple((name, part if isinstance(part, plain) else _inside(part)) for name, part in public)
+        """The state of the pipeline that its loop may read: its plain attributes, and those of guiders."""
+        public = [(name, part) for name, part in self.pipe.__dict__.items() if name[0] != "_"]
+        plain = [pair for pair in public if type(pair[1]) in (bool, int, float, str)]
+        guiders = [part for _, part in public if type(part).__module__.startswith("diffusers.guiders")]
+        return (*plain, *((id(part), str(sorted(vars(part).items(), key=str))) for part in guiders))
 
     def _turn(self, call: OpenCall, at: tuple[int, float]) -> Turn | None:
         recorder, event = call.recorder, call.event
@@ -226,94 +351,48 @@ class Replays:
         if program is None or event.output.shape[0] != 1:
             return None
         if program.form not in self._programs:
-            kinds = self._slot_kinds(program, recorder.requests)
-            if kinds is not None and all(type(var) is Var for var in program.results[2:4]):
-                self._kinds[program] = kinds
-                self._programs[program.form] = program
-                program.like = [template(request) for request in recorder.requests]
-            else:
-                self._programs[program.form] = None
+            replayed = self._slot_kinds(program, recorder.requests)
+            replayed = replayed and all(type(leaf) is Var for leaf in program.results.leaves[:2])
+            self._programs[program.form] = program if replayed else None
         known = self._programs[program.form]
-        return None if known is None else Turn(known, recorder.slots, event.time, event.args, event.kwargs, at)
+        return None if known is None else Turn(at, known, recorder.slots, event.time, event.kwargs)
 
-    def _slot_kinds(self, program: Program, requests: Sequence[NetworkRequest]) -> dict[int, Any] | None:
-        """The batch layout of the network argument of each slot; ``None`` if the calls are never joined."""
-        found = dict.fromkeys(range(program.size), OPERAND)
+    def _slot_kinds(self, program: Program, requests: Sequence[NetworkRequest]) -> bool:
+        """Determines what kind of network argument each slot of a program is; returns whether it can be replayed."""
         for call, request in zip(program.calls, requests, strict=True):
-            site = self.networks.site(request)
-            if site is None or holds_state(request.args) or holds_state(request.kwargs):
-                return None
-            for spec, tree in ((site.args, call.args), (site.kwargs, call.kwargs)):
-                for leaf, kind in _leaves(tree, spec):
+            site = self.networks.sites.get(request.form)
+            if site is None or holds_state(request.inputs):
+                return False
+            for kind, part in site.inputs.parts(call.inputs.filled(Var, Slot)):
+                for leaf in tree_leaves(part):
                     if type(leaf) is Slot:
-                        found[leaf.number] = kind
-                    elif kind is CONSTANT:
-                        return None
-        for number in program.operands:
-            if found[number] is not OPERAND:
-                return None
-        return found
+                        program.kinds[leaf.number] = kind
+                    elif kind == CONSTANT:
+                        return False
+        return program.operands.isdisjoint(program.kinds)
 
     def _number(self, turn: Turn, own: frozenset[int], inside: bool = True) -> int:
         """A key that is equal for iterations whose slots, inside or outside ``own``, can be joined."""
         known = turn.keys.get((own, inside))
         if known is not None:
             return known
-        kinds, digests = self._kinds[turn.program], self.networks.digests
+        kinds, digests = turn.program.kinds, self.networks.digests
         parts: list[Any] = []
         for number, value in enumerate(turn.slots):
             if (number in own) is not inside:
                 continue
-            kind = kinds[number]
-            if kind is OPERAND:
+            kind = kinds.get(number)
+            if kind is None:
                 parts.append((value.shape, value.dtype) if isinstance(value, Tensor) else None)
-            elif isinstance(kind, BatchedList):
+            elif kind == LIST:
                 parts.append((value.ndim, value.dtype) if isinstance(value, Tensor) else digests(value))
             else:
-                parts.append(tree_key(kind, value, digests))
+                parts.append(part_key(kind, value, digests))
         found = self._numbers.setdefault(tuple(parts), len(self._numbers))
         turn.keys[own, inside] = found
         return found
 
 
-def template(request: NetworkRequest) -> NetworkRequest:
-    """A request of the same form without its tensors."""
-    args, kwargs = with_tensors((request.args, request.kwargs), lambda _: None)
-    return NetworkRequest(request.site, request.module, args, kwargs, form_of(request))
-
-
-def _latents(evaluations: Sequence[Evaluation]) -> list[Tensor]:
-    """The latents of evaluations; at the start of the plan those that the pipeline drew, without rounding."""
-    found = [evaluation.x for evaluation in evaluations]
-    first = [at for at, evaluation in enumerate(evaluations) if evaluation.index == 0 and evaluation.request.draws]
-    if not first:
-        return found
-    last = [evaluations[at].request.draws[-1][0] for at in first]
-    same = same_rows(last, [found[at] for at in first])
-    for at, drawn, equal in zip(first, last, same, strict=True):
-        earlier = evaluations[at].request.draws[:-1]
-        found[at] = drawn if equal else next((x for x, _ in earlier if same_latents(x, found[at])), found[at])
-    return found
-
-
 def _shared(request: CallRequest) -> dict[str, Any]:
     """Arguments that are equal in all lanes with the same settings."""
     return {name: value for name, value in request.arguments.items() if not name.startswith(OF_A_LANE)}
-
-
-def _leaves(tree: Any, beside: Any) -> Iterator[tuple[Any, Any]]:
-    """(leaf, what is beside it) of a tree, and of a value or a batch layout of the same structure."""
-    if type(tree) in (Var, Slot):
-        yield tree, beside
-        return
-    parts = beside.parts if isinstance(beside, Node) else entries(beside)
-    # A layout that is not a node is that of all entries.
-    for part, own in zip(tree[2:], [beside] * len(tree[2:]) if parts is None else parts, strict=True):
-        yield from _leaves(part, own)
-
-
-def _inside(part: Any) -> Any:
-    """Numeric attributes of a guider; none for other components."""
-    if not type(part).__module__.startswith("diffusers.guiders"):
-        return None
-    return (id(part), str(sorted(vars(part).items(), key=str)))

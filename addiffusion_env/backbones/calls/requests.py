@@ -1,7 +1,8 @@
-"""Requests to a pipeline: the call of an image, one evaluation of it, and the result."""
+"""Requests to a pipeline: the call of an image, and one evaluation of it."""
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from addiffusion_env.backbones.calls.open_call import AtStep, NetworkRequest, OpenCall
-from addiffusion_env.backbones.calls.scheduler_plan import SchedulerPlan
+from addiffusion_env.backbones.calls.open_call import OpenCall
+from addiffusion_env.backbones.calls.scheduler import SchedulerPlan
 
 
 class CallRequest:
@@ -37,6 +38,14 @@ class CallRequest:
         self.lanes: dict[float | None, Any] = {}
         self.adapters: Any = None
         weakref.finalize(self, _close_all, self.waiting)
+
+    def calls(self, scale: float | None) -> list[OpenCall]:
+        """The waiting calls at a guidance scale; those of other threads cannot be resumed here and are dropped."""
+        waiting = self.waiting.setdefault(scale, [])
+        here = threading.get_ident()
+        if any(call.thread != here for call in waiting):
+            waiting[:] = [call for call in waiting if call.thread == here]
+        return waiting
 
 
 def _close_all(waiting: dict[float | None, list[OpenCall]]) -> None:
@@ -67,21 +76,6 @@ class Evaluation:
     x: Tensor
 
 
-@dataclass(slots=True, eq=False)
-class EvaluationResult:
-    """The result of an :class:`Evaluation`.
-
-    Attributes:
-        step: the arguments that the pipeline passed to its scheduler's ``step``.
-        rows: network rows spent.
-        requests: the network requests of the step with their outputs, from :meth:`Evaluator.run`.
-    """
-
-    step: AtStep
-    rows: int = 0
-    requests: Sequence[tuple[NetworkRequest, Any]] = ()
-
-
 def same_latents(a: Tensor, b: Tensor) -> bool:
     """Whether two latents are equal, up to the rounding error of rescaling back and forth."""
     return same_rows([a], [b])[0]
@@ -96,3 +90,17 @@ def same_rows(one: Sequence[Tensor], two: Sequence[Tensor]) -> list[bool]:
     rounding = 1e-5 if one[0].dtype in (torch.float32, torch.float64) else 1e-2
     equal: list[bool] = ((first - second).abs().amax(1) <= rounding * first.abs().amax(1)).tolist()
     return equal
+
+
+def exact_latents(evaluations: Sequence[Evaluation]) -> list[Tensor]:
+    """The latents of evaluations; at the start of the plan those that the pipeline drew, without rounding."""
+    found = [evaluation.x for evaluation in evaluations]
+    first = [at for at, evaluation in enumerate(evaluations) if evaluation.index == 0 and evaluation.request.draws]
+    if not first:
+        return found
+    last = [evaluations[at].request.draws[-1][0] for at in first]
+    same = same_rows(last, [found[at] for at in first])
+    for at, drawn, equal in zip(first, last, same, strict=True):
+        earlier = evaluations[at].request.draws[:-1]
+        found[at] = drawn if equal else next((x for x, _ in earlier if same_latents(x, found[at])), found[at])
+    return found

@@ -67,14 +67,6 @@ def is_scheduler(part: Any) -> bool:
     return hasattr(part, "set_timesteps") and hasattr(part, "step") and hasattr(part, "config")
 
 
-def plain_scheduler(stand_in: Any) -> Any:
-    """An ordinary scheduler in the state of an open call's own."""
-    kind = type(stand_in).__mro__[1]
-    made: Any = object.__new__(kind)
-    made.__dict__.update(scheduler_values(stand_in))
-    return made
-
-
 def scheduler_values(scheduler: Any) -> dict[str, Any]:
     """A scheduler's attributes with lists copied, so that its steps do not change other copies."""
     values = {}
@@ -92,11 +84,18 @@ def copied(value: Any) -> Any:
     return copy.copy(value) if isinstance(value, list | dict) else value
 
 
+def scheduler_copy(scheduler: Any, kind: Any = None) -> Any:
+    """A copy of a scheduler, of its own class (that of the real one for a stand-in) or of ``kind``."""
+    own = type(scheduler).__mro__[1] if "_open_call" in scheduler.__dict__ else type(scheduler)
+    made: Any = object.__new__(kind or own)
+    made.__dict__.update(scheduler_values(scheduler))
+    return made
+
+
 def scheduler_stand_in(scheduler: Any, call: Any) -> Any:
     """A copy of a scheduler whose ``step`` and ``timesteps`` belong to an open call."""
     kind: Any = type(scheduler)
-    made: Any = object.__new__(_scheduler_class(kind))
-    made.__dict__.update(scheduler_values(scheduler))
+    made = scheduler_copy(scheduler, _scheduler_class(kind))
     made.__dict__["_open_call"] = call
     return made
 
@@ -112,14 +111,13 @@ def _scheduler_class(kind: type) -> type:
         def __hash__(cls) -> int:
             return hash(kind)
 
-    names = list(inspect.signature(kind.step).parameters)[1:4]  # type: ignore[attr-defined]
+    names = list(inspect.signature(kind.step).parameters)[1:]  # type: ignore[attr-defined]
 
     @functools.wraps(kind.step)  # type: ignore[attr-defined]
     def step(self: Any, *args: Any, **kwargs: Any) -> Any:
-        first = list(args[:3])
-        for name in names[len(first) :]:
-            first.append(kwargs.pop(name))
-        return self._open_call.on_step(*first, args[3:], kwargs)
+        given = {**dict(zip(names, args, strict=False)), **kwargs}
+        output, time, sample = (given.pop(name) for name in names[:3])
+        return self._open_call.on_step(output, time, sample, given)
 
     @functools.wraps(kind.set_timesteps)  # type: ignore[attr-defined]
     def set_timesteps(self: Any, *args: Any, **kwargs: Any) -> Any:
