@@ -61,8 +61,8 @@ class PolicyConfig:
             this project's own policy.
         rules: of a calibrated rule (:class:`.MeasuredRule`); empty for a network.
         plugins: modules that must be imported before it can be used; see :mod:`addiffusion_env.plugins`.
-        identity: ``backbone`` and ``scorers`` -> sha256 of the models that it was trained and its frontier measured on;
-            empty in files of older versions.
+        identity: ``backbone`` and ``scorers`` -> :func:`.identity.results_digest` of those that it was trained and its
+            frontier measured on; empty in files of older versions.
         results: measured results, as returned by :func:`read_results`; ``None`` if not measured.
     """
 

@@ -17,7 +17,7 @@ from addiffusion_env.agents.hub_policy import CARD_FILE, policy_card
 from addiffusion_env.agents.policy_file import PolicyConfig
 from addiffusion_env.backbones.base import Backbone
 from addiffusion_env.backbones.fingerprint import digest_of
-from addiffusion_env.backbones.identity import described
+from addiffusion_env.backbones.identity import described, results_digest
 from addiffusion_env.engine.lane import Decide
 from addiffusion_env.envs.settings import EnvSettings
 from addiffusion_env.errors import ConfigError, WeightsError
@@ -119,9 +119,13 @@ class SavedPolicy(BaseSampler, ABC):
 
     def cost_per_nfe_for(self, target_nfe: float, backbone: Backbone, scorers: ImageScorers) -> float:
         """See :meth:`PolicyConfig.cost_per_nfe_for`; warns when the frontier was measured on others than these."""
-        parts = {"backbone": backbone, "scorers": scorers}
-        measured = self.config.identity.items()
-        changed = [name for name, digest in measured if digest != digest_of(described(parts[name]))]
+        parts = {"backbone": described(backbone), "scorers": described(scorers)}
+        # Policies made before results_digest hold the hash of the whole identity.
+        changed = [
+            name
+            for name, digest in self.config.identity.items()
+            if digest not in (results_digest(parts[name]), digest_of(parts[name]))
+        ]
         if changed:
             warnings.warn(
                 f"the policy's frontier was measured with another {' and '.join(changed)} (weights, precision, "

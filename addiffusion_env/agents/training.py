@@ -28,7 +28,7 @@ from addiffusion_env.agents.policy import describe_network
 from addiffusion_env.agents.policy_file import FRONTIER_OF, PolicyConfig, describe_policy, load_config, save_policy
 from addiffusion_env.agents.recording import TabularConfig
 from addiffusion_env.backbones.fingerprint import digest_of
-from addiffusion_env.backbones.identity import difference_words, differences, listed
+from addiffusion_env.backbones.identity import difference_words, differences, listed, results_digest
 from addiffusion_env.config import REMOVED, check_removed, renamed
 from addiffusion_env.errors import ConfigError, ResumeError, RunFolderError, WeightsError, WorkerError
 from addiffusion_env.files import read_json, write_text
@@ -311,7 +311,7 @@ def export_policy(
         frontier=tuple(frontier),
         frontier_prompts=frontier_prompts,
         provenance=provenance,
-        identity={name: digest_of((identity or {})[name]) for name in FRONTIER_OF if name in (identity or {})},
+        identity={name: results_digest((identity or {})[name]) for name in FRONTIER_OF if name in (identity or {})},
     )
     save_policy(folder, model.policy, described)
     return folder

@@ -35,6 +35,9 @@ DEEPEST = 12
 SHOWN = 6
 """Maximum number of differences that messages list."""
 
+DECISIVE = ("weights", "adapter_scales", "dtype", "device")
+"""Entries of an identity that decide results up to rounding."""
+
 SECRET = re.compile(r"(^|_)(key|token|secret|password)$", re.IGNORECASE)
 """Attributes that are never included, since an identity is stored in a readable file."""
 
@@ -65,6 +68,30 @@ def identity_of(**parts: Any) -> dict[str, Any]:
     """The identity of named components, each as :func:`described`, and the versions of their ``packages``."""
     found = {name: described(part) for name, part in parts.items()}
     return {**found, "packages": packages(found)}
+
+
+def results_digest(identity: Mapping[str, Any]) -> str:
+    """sha256 of what decides a component's results up to rounding: weights, adapters, precision and kind of device.
+
+    Unlike the whole identity it is the same for other versions of code and packages, and for processors that compute
+    other last digits of a noise schedule.
+
+    Args:
+        identity: of the component, as :func:`described`.
+    """
+    return digest_of([identity.get("class"), sorted(json.dumps(entry) for entry in _decisive(identity))])
+
+
+def _decisive(identity: Any) -> Iterator[list[Any]]:
+    if isinstance(identity, Mapping):
+        for key, value in identity.items():
+            if key in DECISIVE:
+                yield [key, value]
+            else:
+                yield from _decisive(value)
+    elif isinstance(identity, list):
+        for value in identity:
+            yield from _decisive(value)
 
 
 def packages(identity: Any) -> dict[str, str]:

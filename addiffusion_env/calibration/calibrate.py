@@ -18,8 +18,7 @@ from addiffusion_env.agents.policy_file import FRONTIER_OF, PolicyConfig
 from addiffusion_env.agents.rule_policy import save_rules
 from addiffusion_env.agents.untrained import DECISIONS, SCHEDULE, default_settings, scorers_there
 from addiffusion_env.backbones.base import Backbone
-from addiffusion_env.backbones.fingerprint import digest_of
-from addiffusion_env.backbones.identity import described
+from addiffusion_env.backbones.identity import described, results_digest
 from addiffusion_env.backbones.pipeline_backbone import PipelineBackbone
 from addiffusion_env.calibration.held_out import FOLDS, fit, measured_rules
 from addiffusion_env.calibration.report import write_report
@@ -309,7 +308,7 @@ class _Run:
             frontier_prompts=about,
             provenance={**made, "attempts": self.attempts, "minutes": minutes, "version": __version__},
             identity={
-                name: digest_of(described(part))
+                name: results_digest(described(part))
                 for name, part in zip(FRONTIER_OF, (self.backbone, self.scorers), strict=True)
             },
         )

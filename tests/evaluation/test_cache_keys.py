@@ -1,7 +1,9 @@
 """Every cache of docs/caches.md that is not of records or encoded texts: one thing changed, and it is not read."""
 
 import copy
+import functools
 import json
+import operator
 import re
 import warnings
 from dataclasses import replace
@@ -16,7 +18,7 @@ from addiffusion_env.agents.pipeline import AdaptivePipeline
 from addiffusion_env.agents.policy_file import load_config, parse_config
 from addiffusion_env.agents.training import hold_to_identity
 from addiffusion_env.backbones.fingerprint import digest_of
-from addiffusion_env.backbones.identity import described
+from addiffusion_env.backbones.identity import described, results_digest
 from addiffusion_env.engine.process import REFINE_PRESETS, ProcessConfig
 from addiffusion_env.envs.env import AdDiffusionEnv
 from addiffusion_env.errors import ConfigError, ResumeError
@@ -44,7 +46,8 @@ def other_emoji(emoji):
 
 def with_other_dino(scorers):
     dino = copy.copy(scorers.dino)
-    dino.chunk = 3
+    dino.model = copy.deepcopy(dino.model)
+    dino.model.layernorm.weight.data.mul_(0.9)
     return ImageScorers(scorers.clip, scorers.preference, dino)
 
 
@@ -147,9 +150,31 @@ def test_a_frontier_of_another_model_is_warned_of(emoji, scorers, other_emoji):
         pipe._with_cost(None, 2.5)  # an older policy without an identity
         pipe.sampler.config = replace(pipe.sampler.config, identity=own)
         pipe._with_cost(None, 2.5)
+        for name in ("emoji", "emoji_rule"):  # what ships was measured with the model that ships
+            AdaptivePipeline(emoji, name, scorers=scorers)._with_cost(None, 2.5)
     moved = AdaptivePipeline(other_emoji, pipe.sampler, scorers=with_other_dino(scorers))
     with pytest.warns(UserWarning, match="measured with another backbone and scorers"):
         moved._with_cost(None, 2.5)
+
+
+def test_only_what_decides_results_is_in_their_digest(emoji):
+    """A processor's last digits and a new attribute of the code are in the identity; weights and precision in both."""
+    known = described(emoji)
+
+    def changed(place, value):
+        other = json.loads(json.dumps(known))
+        *way, last = place.split(".")
+        functools.reduce(operator.getitem, way, other)[last] = value
+        assert digest_of(other) != digest_of(known)
+        return results_digest(other) != results_digest(known)
+
+    assert not changed("parts.scheduler.alphas_cumprod.content", "other last digits")
+    assert not changed("added_by_a_refactoring", True)
+    assert changed("parts.unet.weights", "fine-tuned")
+    assert changed("parts.unet.adapter_scales", ["{'style': 0.5}"])
+    assert changed("parts.vae.dtype", ["torch.bfloat16"])
+    assert changed("device", "cuda")
+    assert changed("class", "addiffusion_env.PipelineBackbone")
 
 
 def test_a_policys_file_keeps_what_its_frontier_was_measured_on():
