@@ -27,10 +27,9 @@ torch.set_num_threads(1)
 
 
 def pytest_collection_finish() -> None:
-    """What was imported stays: no garbage collection searches it, and there are fewer of them."""
+    """What was imported stays: no garbage collection searches it."""
     gc.collect()
     gc.freeze()
-    gc.set_threshold(50_000, 20, 20)
 
 
 @pytest.fixture(scope="session")
