@@ -6,16 +6,24 @@ ARGS ?=
 
 .PHONY: train eval test numeric numeric-default numeric-avx2 test-slow openvino check bench docs clean
 
-# The core, installed editable.
-$(VENV)/.core: pyproject.toml
+# Installed editable. Packages are compiled on all cores: pip compiles them on one, half a minute.
+INSTALL = $(BIN)/python -m pip install --quiet --no-compile
+COMPILE = $(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true
+
+$(VENV)/.pip:
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -e '.[eval]'
+	$(INSTALL) --upgrade pip
 	touch $@
 
-$(VENV)/.dev: $(VENV)/.core
-	$(BIN)/python -m pip install --quiet -e '.[dev]'
+$(VENV)/.core: pyproject.toml | $(VENV)/.pip  ## the core
+	$(INSTALL) -e '.[eval]'
+	$(COMPILE)
 	touch $@
+
+$(VENV)/.dev: pyproject.toml | $(VENV)/.pip  ## the core and what its tests need
+	$(INSTALL) -e '.[dev]'
+	$(COMPILE)
+	touch $(VENV)/.core $@
 
 train: $(VENV)/.core  ## train the default experiment (ARGS="key=value ...")
 	$(BIN)/python train_sb3.py $(ARGS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -23,6 +24,12 @@ collect_ignore_glob = ["conftest.py", "*/conftest.py", "*/*/conftest.py"]
 
 # One thread per process: the suite runs in two processes (make test), and oversubscription is slow.
 torch.set_num_threads(1)
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays: no garbage collection searches it."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

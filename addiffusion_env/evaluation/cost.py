@@ -286,7 +286,7 @@ def plan_cost(
         plans: of :func:`addiffusion_env.evaluation.runner.plan`.
         context: what they run on.
         waiting: number of missing images of each plan, by :func:`addiffusion_env.evaluation.runner.to_make`.
-        max_lanes: number of images in progress at once.
+        max_lanes: number of images in progress at once; the speed is measured with fewer where fewer are missing.
     """
     stages = []
     for entry, count in zip(plans, waiting, strict=True):
@@ -295,8 +295,9 @@ def plan_cost(
         stages.append(Stage(entry.sampler.name, least, most, expected, disk=RECORD_BYTES * count))
     units = None
     if any(waiting):
-        prompts = [job.prompt for job in plans[0].jobs[: lanes_of(max_lanes, "max_lanes")[0]]]
-        units = measure_units(context.backbone, context.scorers, context.process, prompts, max_lanes)
+        lanes = min(lanes_of(max_lanes, "max_lanes")[0], max(waiting))  # samplers run one after the other
+        prompts = [job.prompt for job in plans[0].jobs[:lanes]]
+        units = measure_units(context.backbone, context.scorers, context.process, prompts, lanes)
     return RunCost(tuple(stages), units, sum(len(entry.jobs) for entry in plans))
 
 

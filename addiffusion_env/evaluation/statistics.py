@@ -355,14 +355,13 @@ def wilcoxon(first: np.ndarray, second: np.ndarray) -> Significance:
 
 
 def holm(p_values: Mapping[Key, float], alpha: float = 0.05) -> dict[Key, Adjusted]:
-    """Holm's step-down adjustment over one family of tests."""
-    if not p_values:
-        return {}
-    rejected, adjusted, *_ = statsmodels("stats.multitest").multipletests(
-        list(p_values.values()), alpha=alpha, method="holm"
-    )
-    rows = zip(p_values.items(), adjusted, rejected, strict=True)
-    return {name: Adjusted(float(p), float(new), bool(out)) for (name, p), new, out in rows}
+    """Holm's step-down adjustment over one family of tests (Holm 1979)."""
+    # Not by statsmodels' multipletests, which collects garbage at every call: up to half a second of a large process.
+    p = np.array(list(p_values.values()))
+    order, adjusted = p.argsort(), np.empty(len(p))
+    adjusted[order] = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)).clip(max=1.0)
+    rows = zip(p_values.items(), adjusted, strict=True)
+    return {name: Adjusted(float(own), float(new), bool(new <= alpha)) for (name, own), new in rows}
 
 
 def non_inferior(first: np.ndarray, second: np.ndarray, margin: float, alpha: float = 0.05) -> MarginTest:

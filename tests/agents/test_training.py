@@ -25,7 +25,7 @@ from addiffusion_env.errors import AdDiffusionError, NumericsError, ResumeError,
 
 ROOT = Path(__file__).parents[2]
 ENV = {"steps": 2, "refine": {"preset": "resample_short"}, "cost_per_nfe": 0.01}
-PPO = {"n_steps": 4, "batch_size": 8, "n_epochs": 1}
+PPO = {"n_steps": 2, "batch_size": 4, "n_epochs": 1}
 REPLAY = {"learning_starts": 4, "batch_size": 4, "buffer_size": 16, "train_freq": 2, "target_update_interval": 8}
 SETTINGS = {"dqn": REPLAY, "qrdqn": REPLAY, "a2c": {"n_steps": 4}, "trpo": {"n_steps": 4, "batch_size": 8}}
 
@@ -34,10 +34,10 @@ def learn(folder, total, algorithm="maskable_ppo", resume=True, stop_after=None)
     env = make_rollouts({"kind": "local"}, 2, 0, ENV)
     settings = SETTINGS.get(algorithm, PPO)
     model, state = training.resume_or_make(algorithm, env, settings, 0, "cpu", folder, resume)
-    checkpointer = Checkpointer(folder / "checkpoints", every=8)
+    checkpointer = Checkpointer(folder / "checkpoints", every=4)
     callbacks = [EpisodeLog({"lanes": 2}), checkpointer]
     if stop_after is not None:
-        callbacks.append(Interrupt(checkpointer, stop_after))
+        callbacks.insert(0, Interrupt(checkpointer, stop_after))
     model.learn(total - model.num_timesteps, callback=callbacks, reset_num_timesteps=False)
     env.close()
     return model, state is not None
@@ -62,12 +62,12 @@ def parameters(model):
 
 @pytest.mark.parametrize("algorithm", [pytest.param("ppo", marks=pytest.mark.slow), "maskable_ppo"])
 def test_an_interrupted_run_ends_like_an_unbroken_one(tmp_path, algorithm):
-    whole, _ = learn(tmp_path / "whole", 24, algorithm)
-    learn(tmp_path / "broken", 24, algorithm, stop_after=12)  # in the middle of the second rollout of 8
+    whole, _ = learn(tmp_path / "whole", 12, algorithm)
+    learn(tmp_path / "broken", 12, algorithm, stop_after=6)  # in the middle of the second rollout of 4
     [saved] = checkpoints(tmp_path / "broken/checkpoints")[-1:]
-    assert saved.name == "step_000000008.pt"
-    again, resumed = learn(tmp_path / "broken", 24, algorithm)
-    assert resumed and again.num_timesteps == whole.num_timesteps == 24
+    assert saved.name == "step_000000004.pt"
+    again, resumed = learn(tmp_path / "broken", 12, algorithm)
+    assert resumed and again.num_timesteps == whole.num_timesteps == 12
     assert torch.equal(parameters(again), parameters(whole))
     ours, theirs = again.policy.optimizer.state_dict(), whole.policy.optimizer.state_dict()
     assert torch.equal(ours["state"][0]["exp_avg"], theirs["state"][0]["exp_avg"])
@@ -91,7 +91,7 @@ def test_an_interrupted_run_of_another_algorithm_ends_like_an_unbroken_one(tmp_p
 def test_tensorboard_has_the_names(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    learn(tmp_path, 16)
+    learn(tmp_path, 8)
     events = EventAccumulator(str(tmp_path / "tensorboard"), size_guidance={"images": 0})
     events.Reload()
     scalars = set(events.Tags()["scalars"])
@@ -110,14 +110,14 @@ def test_tensorboard_has_the_names(tmp_path):
 
 
 def test_a_damaged_checkpoint_is_skipped(tmp_path):
-    learn(tmp_path, 16)
+    learn(tmp_path, 8)
     kept = checkpoints(tmp_path / "checkpoints")
-    assert [path.name for path in kept] == ["step_000000008.pt", "step_000000016.pt"]
+    assert [path.name for path in kept] == ["step_000000004.pt", "step_000000008.pt"]
     whole = kept[-1].read_bytes()
     kept[-1].write_bytes(whole[: len(whole) // 2])
-    with pytest.warns(UserWarning, match=r"step_000000016.pt cannot be read .*trying the previous one"):
+    with pytest.warns(UserWarning, match=r"step_000000008.pt cannot be read .*trying the previous one"):
         state = read_latest(tmp_path / "checkpoints")
-    assert state["step"] == 8
+    assert state["step"] == 4
     kept[0].write_bytes(b"")
     with pytest.warns(UserWarning), pytest.raises(ResumeError, match="none of the 2 checkpoints"):
         read_latest(tmp_path / "checkpoints")
@@ -197,7 +197,7 @@ def test_an_error_in_training_leaves_a_checkpoint(tmp_path, monkeypatch):
 
 
 def test_the_exported_policy_is_the_trained_one(tmp_path):
-    model, _ = learn(tmp_path, 8)
+    model, _ = learn(tmp_path, 4)
     config = {"env": ENV, "plugins": [], "algorithm": "maskable_ppo", "seed": 0, "run_dir": str(tmp_path)}
     folder = training.export_policy(tmp_path / "policy", model, config)
     policy, described = load_policy(folder)
@@ -223,12 +223,19 @@ def run_script(*arguments, **kwargs):
     return subprocess.run(command, capture_output=True, text=True, env=environment, check=False, **kwargs)
 
 
-def test_the_script_trains_and_reports(tmp_path):
-    done = run_script(
-        "experiment=smoke", "progress_bar=false", f"run_dir={tmp_path / 'run'}", "report.prompts=2", cwd=tmp_path
-    )
-    assert done.returncode == 0, done.stderr
-    assert "TensorBoard: tensorboard --logdir" in done.stdout and "policy:" in done.stdout and "report:" in done.stdout
+def run_here(monkeypatch, folder, *arguments):
+    """The script in this process: another one would spend most of its time on imports."""
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "argv", ["train_sb3.py", *arguments])
+    runpy.run_path(str(ROOT / "train_sb3.py"), run_name="__main__")
+
+
+def test_the_script_trains_and_reports(tmp_path, monkeypatch, capsys):
+    small = ["lanes=2", "ppo.n_steps=4", "ppo.batch_size=8", "total_timesteps=16", "checkpoint_every=8"]
+    small += ["report.prompts=1", "progress_bar=false"]
+    run_here(monkeypatch, tmp_path, "experiment=smoke", f"run_dir={tmp_path / 'run'}", *small)
+    said = capsys.readouterr().out
+    assert "TensorBoard: tensorboard --logdir" in said and "policy:" in said and "report:" in said
     assert (tmp_path / "run/policy/policy.safetensors").is_file()
     assert "<h2>Images of the same prompts</h2>" in (tmp_path / "run/report/report.html").read_text(encoding="utf-8")
     config = load_config(tmp_path / "run/policy")
@@ -255,10 +262,8 @@ def test_a_run_of_another_algorithm_is_resumed_evaluated_and_used(tmp_path, algo
 
 
 def test_the_script_says_what_is_wrong_in_two_lines(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["train_sb3.py", "experiment=smoke", "lnaes=3"])
     with pytest.raises(SystemExit) as left:
-        runpy.run_path(str(ROOT / "train_sb3.py"), run_name="__main__")
+        run_here(monkeypatch, tmp_path, "experiment=smoke", "lnaes=3")
     assert left.value.code == 2 and not list(tmp_path.iterdir())
     error = capsys.readouterr().err
     assert error.startswith("error: the configuration has no key 'lnaes'\n  -> did you mean 'lanes'?")

@@ -102,7 +102,7 @@ def test_a_queue_costs_no_more_calls_than_its_longest_chains(emoji, scorers, fre
 
 @pytest.mark.parametrize(("every", "looks"), [(1, 3), (2, 1), (4, 0)])
 def test_previews_are_scored_once_per_decision(emoji, every, looks):
-    episodes = Episodes(EnvSettings(steps=4, refine="off", decide_every=every), 2)
+    episodes = Episodes(EnvSettings(emoji, steps=4, refine="off", decide_every=every), 2)
     for index in range(2):
         episodes.begin(index, index)
     with counted(emoji, episodes.scorers) as (calls, rows):
@@ -116,7 +116,7 @@ def test_previews_are_scored_once_per_decision(emoji, every, looks):
 
 def test_the_denoisers_features_need_no_additional_call(emoji):
     blind = {"observation_keys": "denoiser", "reward": {"terminal_bonus": 1.0, "nfe_cost": 1.0}}
-    episodes = Episodes(EnvSettings.of(steps=4, refine="off", **blind), 2)
+    episodes = Episodes(EnvSettings.of(backbone=emoji, steps=4, refine="off", **blind), 2)
     for index in range(2):
         episodes.begin(index, index)
     with counted(emoji, episodes.scorers) as (calls, _):
@@ -126,7 +126,7 @@ def test_the_denoisers_features_need_no_additional_call(emoji):
 
 
 def test_lanes_that_begin_together_are_encoded_together(emoji):
-    episodes = Episodes(EnvSettings(steps=2, refine="off"), 5)
+    episodes = Episodes(EnvSettings(emoji, steps=2, refine="off"), 5)
     with counted(emoji, episodes.scorers) as (calls, rows):
         episodes.begin_all(range(5), [411, 412, 413, 414, 415])
     assert calls["text"] == 1 and rows["text"] - 5 in (0, 1)

@@ -1,5 +1,7 @@
 """Lanes in one batch: the same images as one at a time, at mixed noise levels, with refilled lanes."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -35,8 +37,29 @@ def scripts(prompts):
     return {prompt.text: pattern for prompt, pattern in zip(prompts, patterns, strict=True)}
 
 
-def test_a_lane_does_not_depend_on_its_neighbours(emoji, scorers, prompts, scripts):
-    together = episodes(Engine(emoji, scorers), emoji, prompts, scripts, max_lanes=7)
+@pytest.fixture(scope="module")
+def played(emoji, scorers, prompts, scripts):
+    """Every prompt's episode, all at once, and the engine's counters."""
+    engine = Engine(emoji, scorers)
+    return episodes(engine, emoji, prompts, scripts, max_lanes=7), engine.counters
+
+
+@pytest.fixture(scope="module")
+def one_by_one(emoji, scorers, prompts):
+    """Images of one and two evaluations in two lanes, which end at different times; each is decoded alone."""
+    return short_episodes(emoji, scorers, prompts, decode_batch=1)
+
+
+def short_episodes(emoji, scorers, prompts, decode_batch):
+    process = replace(PROCESS, steps=2, early_exit_steps=1)
+    scripts = {prompt.text: [0, 0] if place % 3 else [1] for place, prompt in enumerate(prompts)}
+    engine = Engine(emoji, scorers, decider=scripted(scripts))
+    coroutines = (play(emoji, process, prompt, seed=3, looks=False) for prompt in prompts * 2)
+    return dict(engine.stream(coroutines, max_lanes=2, decode_batch=decode_batch)), engine.counters
+
+
+def test_a_lane_does_not_depend_on_its_neighbours(played, emoji, scorers, prompts, scripts):
+    together, _ = played
     queued = episodes(Engine(emoji, scorers), emoji, prompts, scripts, max_lanes=3)  # refilled after others have ended
     for index in (0, 3, 5):
         alone = episodes(Engine(emoji, scorers), emoji, [prompts[index]], scripts, max_lanes=1)[0]
@@ -46,27 +69,24 @@ def test_a_lane_does_not_depend_on_its_neighbours(emoji, scorers, prompts, scrip
             torch.testing.assert_close(other.lane.latents.x, alone.lane.latents.x, atol=1e-4, rtol=0)
 
 
-def test_refilling_keeps_lanes_busy(emoji, scorers, prompts, scripts):
-    engine = Engine(emoji, scorers)
-    episodes(engine, emoji, prompts * 2, scripts, max_lanes=2)
-    assert engine.counters.utilisation > 0.9
+def test_refilling_keeps_lanes_busy(one_by_one):
+    images, counters = one_by_one
+    assert {image.lane.nfe for image in images.values()} == {1, 2} and counters.utilisation > 0.9
 
 
-def test_counts_of_calls(emoji, scorers, prompts, scripts):
-    engine = Engine(emoji, scorers)
-    done = episodes(engine, emoji, prompts, scripts, max_lanes=7)
-    assert engine.counters.evaluations == sum(episode.lane.nfe for episode in done)
-    assert engine.counters.denoiser_rows == sum(episode.lane.calls for episode in done)
-    assert engine.counters.decodes == len(prompts)
-    assert engine.counters.looks == 0
+def test_counts_of_calls(played, prompts):
+    done, counters = played
+    assert counters.evaluations == sum(episode.lane.nfe for episode in done)
+    assert counters.denoiser_rows == sum(episode.lane.calls for episode in done)
+    assert counters.decodes == len(prompts)
+    assert counters.looks == 0
     # One denoiser call per round; the longest lane determines the number of rounds.
-    assert engine.counters.denoiser_batches == max(episode.lane.nfe for episode in done)
+    assert counters.denoiser_batches == max(episode.lane.nfe for episode in done)
 
 
-def test_nfe_of_each_action(emoji, scorers, prompts, scripts):
-    done = episodes(Engine(emoji, scorers), emoji, prompts, scripts, max_lanes=7)
+def test_nfe_of_each_action(played):
     # steps=4, auto early exit: at most the remaining steps; a whole-image refinement costs k = 2.
-    assert [episode.lane.nfe for episode in done] == [4, 4, 4, 6, 4, 6, 4]
+    assert [episode.lane.nfe for episode in played[0]] == [4, 4, 4, 6, 4, 6, 4]
 
 
 def test_max_batch_does_not_change_the_images(emoji, scorers, prompts, scripts):
@@ -77,13 +97,8 @@ def test_max_batch_does_not_change_the_images(emoji, scorers, prompts, scripts):
         torch.testing.assert_close(a.image.tensor, b.image.tensor, atol=1e-4, rtol=0)
 
 
-def test_decodes_wait_for_each_other_only_while_lanes_are_busy(emoji, scorers, prompts, scripts):
-    played = {}
-    for batch in (1, 4):
-        engine = Engine(emoji, scorers, decider=scripted(scripts))
-        coroutines = (play(emoji, PROCESS, prompt, seed=3, looks=False) for prompt in prompts * 2)
-        played[batch] = dict(engine.stream(coroutines, max_lanes=2, decode_batch=batch)), engine.counters
-    (one, alone), (four, together) = played[1], played[4]
+def test_decodes_wait_for_each_other_only_while_lanes_are_busy(one_by_one, emoji, scorers, prompts):
+    (one, alone), (four, together) = one_by_one, short_episodes(emoji, scorers, prompts, decode_batch=4)
     assert alone.decodes == together.decodes == len(one) == len(four) == 14
     # 14 images in fours while there is a queue; the last ones as lanes run empty.
     assert together.decode_batches <= 5 < alone.decode_batches
@@ -94,6 +109,7 @@ def test_decodes_wait_for_each_other_only_while_lanes_are_busy(emoji, scorers, p
 
 @pytest.mark.parametrize("batch", [1, 3])
 def test_a_new_attempt_after_a_finished_image_gets_a_lane(emoji, scorers, prompts, batch):
+    prompts = prompts[:4]
     process = ProcessConfig(steps=3, decide_at=(2,), check_finished=True, refine=REFINE_PRESETS["resample_short"])
     scripts = {p.text: [0, 0, 2, 1] if i % 2 else [0, 0, 1] for i, p in enumerate(prompts)}
     engine = Engine(emoji, scorers, decider=scripted(scripts))
@@ -122,8 +138,6 @@ def test_nan_from_the_denoiser_names_prompt_and_sigma(emoji, scorers, prompts, m
     true = emoji.predict
 
     def broken(*args, **kwargs):
-        from dataclasses import replace
-
         found = true(*args, **kwargs)
         x0 = found.x0.clone()
         x0[1] = float("nan")

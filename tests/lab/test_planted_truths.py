@@ -15,11 +15,6 @@ from addiffusion_lab.claims.statistics import prompts_for_difference, prompts_fo
 POWER, MARGIN, GAIN = 0.8, planted.MARGIN.value, 0.1
 
 
-@pytest.fixture(autouse=True)
-def no_garbage_collection(monkeypatch):
-    monkeypatch.setattr("gc.collect", lambda *_: 0)  # statsmodels collects at every Holm: 0.06 s each
-
-
 def slack(rate, runs):
     return 3 * np.sqrt(rate * (1 - rate) / runs)
 
@@ -125,7 +120,8 @@ def test_h3_finds_a_correlation_above_its_control_as_often_as_planned():
     assert found["supported"] == pytest.approx(POWER, abs=slack(POWER, 150) + 0.02)
 
 
-@pytest.mark.parametrize(("own", "control"), [(0.0, 0.0), (0.4, 0.4)])
+# Without any correlation it takes two false alarms to pass, with equal ones a single one.
+@pytest.mark.parametrize(("own", "control"), [pytest.param(0.0, 0.0, marks=pytest.mark.slow), (0.4, 0.4)])
 def test_h3_hardly_ever_passes_what_shuffled_prompts_do_as_well(own, control):
     found = outcomes("H3", lambda draw: planted.by_constraints(draw, 120, own, control), 150, shuffled=planted.CONTROL)
     assert found["supported"] <= 0.025 + slack(0.025, 150)

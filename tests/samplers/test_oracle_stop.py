@@ -21,10 +21,17 @@ def make(spec, emoji, scorers, prompts):
     return engine.run([sampler.coroutine(emoji, process, prompt, 0) for prompt in prompts])
 
 
+STOPS = [*(f"stop:{step}" for step in range(STEPS)), f"fixed:{STEPS}"]
+
+
+@pytest.fixture(scope="module")
+def tried(emoji, scorers, prompts):
+    """Every constant stop -> its episodes of three prompts."""
+    return {spec: make(spec, emoji, scorers, prompts[:3]) for spec in STOPS}
+
+
 @pytest.mark.parametrize("score", ["preference", "clip_score"])
-def test_it_is_the_best_of_all_constant_stops(emoji, scorers, prompts, score):
-    stops = [f"stop:{step}" for step in range(STEPS)] + [f"fixed:{STEPS}"]
-    tried = {spec: make(spec, emoji, scorers, prompts[:3]) for spec in stops}
+def test_it_is_the_best_of_all_constant_stops(tried, emoji, scorers, prompts, score):
     for row, oracle in enumerate(make(f"oracle_stop:{score}", emoji, scorers, prompts[:3])):
         of = {spec: float(getattr(found[row].image.scores, score)[0]) for spec, found in tried.items()}
         best = max(of, key=of.get)
@@ -33,7 +40,7 @@ def test_it_is_the_best_of_all_constant_stops(emoji, scorers, prompts, score):
             torch.testing.assert_close(oracle.image.tensor, tried[best][row].image.tensor, atol=1e-2, rtol=0)
             assert oracle.costs["chosen_nfe"] == tried[best][row].lane.nfe
             assert oracle.costs["chosen_calls"] == tried[best][row].lane.calls
-            assert oracle.costs["chosen_step"] == stops.index(best)
+            assert oracle.costs["chosen_step"] == STOPS.index(best)
 
 
 def test_everything_that_it_did_is_charged(emoji, scorers, prompts):
