@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import warnings
 from collections import Counter
-from collections.abc import Container, Mapping
+from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -129,7 +130,7 @@ def record_table(
     return record_prompts(prompts, settings, tabular.attempts, folder, lanes, tabular.shard_size, rollouts)
 
 
-def held_out_prompts(settings: EnvSettings, tabular: TabularConfig, seen: Container[str] = ()) -> list[Prompt]:
+def held_out_prompts(settings: EnvSettings, tabular: TabularConfig, seen: Collection[str] = ()) -> list[Prompt]:
     """Prompts of the training source that are not on the table; at most ``tabular.held_out``, always the same ones.
 
     Args:
@@ -142,10 +143,10 @@ def held_out_prompts(settings: EnvSettings, tabular: TabularConfig, seen: Contai
     """
     source = settings.prompt_source()
     trained = {prompt.prompt_id for prompt in source.take(tabular.images, seed=tabular.prompt_seed)}
-    try:
-        wider = source.take(tabular.images + tabular.held_out, seed=tabular.prompt_seed)
-    except PromptError:  # an exhausted grammar; lists return what they have
-        return []
+    wider: list[Prompt] = []
+    for replaced in sorted({len(seen), 0}, reverse=True):
+        with suppress(PromptError):  # an exhausted grammar; lists return what they have
+            wider = wider or source.take(tabular.images + tabular.held_out + replaced, seed=tabular.prompt_seed)
     unseen = [prompt for prompt in wider if prompt.prompt_id not in trained and prompt.prompt_id not in seen]
     # The larger draw of a list may hold more than requested, in the order of its file, perhaps sorted by kind.
     drawn = sorted(unseen, key=lambda prompt: stable_hash("held out", prompt.prompt_id))[: tabular.held_out]
@@ -190,7 +191,7 @@ def held_out_frontier(
     tabular: TabularConfig,
     folder: Path,
     lanes: int,
-    seen: Container[str] = (),
+    seen: Collection[str] = (),
     rollouts: Mapping[str, Any] = LOCAL,
 ) -> tuple[list[tuple[float, float]], str]:
     """:func:`measured_frontier` on prompts that the policy was not trained on, and a description of these prompts.

@@ -23,7 +23,8 @@ def chat_glm_tokenizer() -> Any:
 
         def __call__(self, *args: Any, **kwargs: Any) -> Any:
             encoded = super().__call__(*args, **kwargs)
-            encoded["position_ids"] = (encoded["attention_mask"].cumsum(-1) - 1).clamp(min=0)
+            if isinstance(encoded["attention_mask"], torch.Tensor):  # lists are only counted
+                encoded["position_ids"] = (encoded["attention_mask"].cumsum(-1) - 1).clamp(min=0)
             return encoded
 
     return parts.qwen_tokenizer(

@@ -44,7 +44,8 @@ def test_held_out_prompts_are_of_the_training_split_and_not_on_the_table():
     assert {prompt.task for prompt in found} == {prompt.task for prompt in trained}  # no kind is left out
     assert held_out_prompts(settings, tabular) == found
     met = set(ids(found)[:10])
-    assert ids(held_out_prompts(settings, tabular, met)) == [p for p in ids(found) if p not in met]
+    others = ids(held_out_prompts(settings, tabular, met))  # those met in live episodes are replaced
+    assert len(set(others)) == 64 and not set(others) & (met | set(ids(trained)))
 
 
 @pytest.mark.parametrize(("held_out", "expected"), [(5, 5), (0, 0), (20, 14)])
@@ -62,6 +63,14 @@ def test_a_file_gives_what_it_has(tmp_path, held_out, expected):
 def test_a_grammar_without_further_prompts_gives_none():
     settings = EnvSettings.of(prompt_options={"split": "train", "tasks": ["single_object"]})
     assert held_out_prompts(settings, TabularConfig(images=32, held_out=5000)) == []
+
+
+def test_a_grammar_that_cannot_replace_the_prompts_that_were_met_gives_the_others():
+    settings = EnvSettings.of(prompt_options={"split": "train", "tasks": ["single_object"]})
+    tabular = TabularConfig(images=4, held_out=4)
+    found = ids(held_out_prompts(settings, tabular))
+    met = {found[0], *map(str, range(5000))}
+    assert ids(held_out_prompts(settings, tabular, met)) == found[1:]
 
 
 def test_prompts_of_live_episodes_are_remembered_over_a_resume():
@@ -97,11 +106,19 @@ def test_the_frontier_is_that_of_the_held_out_table(tmp_path):
     on_table = held_out_frontier(policy, make_mdp(trained, settings), settings, off, tmp_path / "none", 2)
     assert on_table == (measured_frontier(policy, make_mdp(trained, settings), settings), "1 training prompts")
     assert not (tmp_path / "none").exists()
+    seen = table.prompt_ids[:1]
+    held_out_frontier(policy, make_mdp(trained, settings), settings, tabular, tmp_path / "other", 2, seen=seen)
+    [path] = (tmp_path / "other" / "held_out").glob("*.parquet")
+    assert len(AttemptTable.load(path)) == 2 and not set(AttemptTable.load(path).prompt_ids) & {
+        *seen,
+        *trained.prompt_ids,
+    }
+    (tmp_path / "prompts.txt").write_text("a photo of a dog\na photo of a cat")
+    few = {**environment, "prompts": "text_file", "prompt_options": {"path": str(tmp_path / "prompts.txt")}}
+    settings = EnvSettings.of(**few)
     with pytest.warns(UserWarning, match=r"tabular\.held_out=2: the training source holds 1 prompts that were not"):
-        few = held_out_frontier(
-            policy, make_mdp(trained, settings), settings, tabular, tmp_path, 2, seen=table.prompt_ids[:1]
-        )
-    assert few[1].startswith("1 prompts of the training source")
+        _, words = held_out_frontier(policy, make_mdp(trained, settings), settings, tabular, tmp_path / "few", 2)
+    assert words.startswith("1 prompts of the training source")
 
 
 def test_the_shipped_policy_spends_on_test_prompts_what_its_frontier_says():
