@@ -83,8 +83,8 @@ def _environments(backbones: Mapping[str, Entry]) -> Iterator[Entry]:
         model = backbones[settings["backbone"]]
         scorers = SCORERS.load(traits_of(settings["backbone"]).preference).needs()
         needs = ", ".join(part for part in (model.needs, scorers) if part)
-        steps = f"{settings['steps']} steps of" if "steps" in settings else "the default steps of"
-        yield Entry(name, f"{steps} {model.says}", needs)
+        steps = f"{settings['steps']} steps" if "steps" in settings else "the pipeline's own steps"
+        yield Entry(name, f"{steps}. {model.says}", needs)
 
 
 def _reward_presets() -> Iterator[Entry]:

@@ -26,6 +26,8 @@ from addiffusion_env.scorers.image_scores import to_pixels
 
 SIDE, LINE, LETTERS, GAP = 250, 17, 13, 8
 """Width of the words beside a strip, height of a line, font size, and space below a strip, in pixels."""
+BETWEEN = 24
+"""Pixels between two strips of a row."""
 CANDIDATES = 96
 PAPER, INK = (255, 255, 255), (32, 33, 36)
 
@@ -53,13 +55,20 @@ def row_of(words: str, cells: Sequence[Cell]) -> Image.Image:
     return sheet
 
 
-def stacked(rows: Sequence[Image.Image]) -> Image.Image:
-    """The rows below each other."""
-    sheet = Image.new("RGB", (max(row.width for row in rows), sum(row.height for row in rows)), PAPER)
+def stacked(strips: Sequence[Image.Image]) -> Image.Image:
+    """The strips below each other, and beside each other where they fit into the width of the widest one."""
+    width, rows = max(strip.width for strip in strips), [[strips[0]]]
+    for strip in strips[1:]:
+        fits = sum(one.width + BETWEEN for one in rows[-1]) + strip.width <= width
+        rows = [*rows[:-1], [*rows[-1], strip]] if fits else [*rows, [strip]]
+    sheet = Image.new("RGB", (width, sum(max(strip.height for strip in row) for row in rows)), PAPER)
     top = 0
     for row in rows:
-        sheet.paste(row, (0, top))
-        top += row.height
+        left = 0
+        for strip in row:
+            sheet.paste(strip, (left, top))
+            left += strip.width + BETWEEN
+        top += max(strip.height for strip in row)
     return sheet
 
 
@@ -78,12 +87,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     out = pipe(chosen, seeds=[0] * len(chosen), output_type="pt", return_trace=True)
     verdicts = EmojiDetectorScorer.from_pretrained().verdicts(out.images * 2 - 1, chosen)
     pixels = to_pixels(out.images * 2 - 1)
-    rows = []
+    strips = []
     for prompt, trace, verdict, image in zip(chosen, out.trace, verdicts, pixels, strict=True):
         judged = "correct" if verdict.correct else f"wrong: {verdict.reason}"
-        rows.append(row_of(f"{prompt.text}. {trace.nfe:g} NFE, {judged}", cells_of(trace, image)))
-    stacked(rows).quantize(128).save(options.out, optimize=True)
-    print(f"{options.out}: {len(rows)} prompts, {options.out.stat().st_size / 1000:.0f} kB")
+        strips.append(row_of(f"{prompt.text}. {trace.nfe:g} NFE, {judged}", cells_of(trace, image)))
+    stacked(strips).quantize(128).save(options.out, optimize=True)
+    print(f"{options.out}: {len(strips)} prompts, {options.out.stat().st_size / 1000:.0f} kB")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,8 @@ import numpy as np
 
 from addiffusion_env.config import friendly
 from addiffusion_env.errors import RunFolderError, unknown
-from addiffusion_env.evaluation.plots import FONT, GRID, LINES, PALETTE, WIDTH, load_pyplot, png_of
+from addiffusion_env.evaluation.plots import FONT, GRID, WIDTH, load_pyplot, png_of
+from addiffusion_env.evaluation.series import PALETTE
 
 LABELS = {
     "rollout/ep_rew_mean": "return of an episode",
@@ -29,6 +30,7 @@ LABELS = {
 }
 """Tag -> label of its axis; other tags are their own labels."""
 
+LINES = ("-", "--", ":", "-.")
 TAGS = ("rollout/ep_rew_mean", "env/nfe", "env/quality")
 
 

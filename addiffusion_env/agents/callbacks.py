@@ -155,7 +155,7 @@ def pattern_entropy(patterns: list[tuple[int, ...]]) -> float:
     return float(abs(np.sum(shares * np.log2(shares))))
 
 
-def image_grid(images: Sequence[np.ndarray], nfe: Sequence[float], columns: int = 8) -> np.ndarray:
+def image_grid(images: Sequence[np.ndarray], nfe: Sequence[float], columns: int = 4) -> np.ndarray:
     """Finished images in a grid, each with its NFE below: (H, W, 3) uint8."""
     columns = min(columns, len(images))
     rows = -(-len(images) // columns)

@@ -14,10 +14,12 @@ from addiffusion_env.evaluation.records import Record
 
 LABELLED = 0.04
 """Smallest share of the images that a label fits into."""
+TEXT = 0.27
+"""Width of the text beside an end, as a share of that of all decisions."""
 LUMINANCE = (0.299, 0.587, 0.114)
 """Weights of red, green and blue."""
-MOST_LABELLED = 12
-"""Most decisions at which a label fits into the width of one."""
+MOST_NAMED, MOST_LABELLED = 8, 16
+"""Most decisions at which the action and its share fit into the width of one, and at which the share alone does."""
 
 
 @dataclass(frozen=True)
@@ -83,20 +85,23 @@ def decision_tree(pyplot: Any, records: Sequence[Record], colours: dict[int, Any
     longest = max(len(branch.actions) for branch in found)
     labelled = LABELLED if longest <= MOST_LABELLED else np.inf
     figure, axes = pyplot.subplots(figsize=(width, 4.6))
+    right = longest + 0.6
     for branch in found:
         action, left = branch.actions[-1], len(branch.actions) - 0.5
         axes.bar(
             left, branch.share, 1.0, branch.low, align="edge", color=colours[action], edgecolor="white", linewidth=0.8
         )
         if branch.share >= labelled:
-            text = f"{Action(action).name.lower()} {branch.share:.0%}"
+            name = f"{Action(action).name.lower()} " if longest <= MOST_NAMED else ""
             ink = "black" if np.dot(colours[action][:3], LUMINANCE) > 0.6 else "white"
-            axes.text(left + 0.05, branch.low + branch.share / 2, text, color=ink, fontsize=small, va="center")
+            at = branch.low + branch.share / 2
+            axes.text(left + 0.05, at, f"{name}{branch.share:.0%}", color=ink, fontsize=small, va="center")
         if branch.ended >= labelled:
             verdict = "" if branch.correct is None else f", {branch.correct:.0%} correct"
             at = branch.low + branch.ended / 2
             axes.text(left + 1.05, at, f"{branch.nfe:.1f} NFE{verdict}", fontsize=small, va="center")
-    axes.set_xlim(0.5, longest + 1.6)
+            right = max(right, left + 1.1 + TEXT * longest)
+    axes.set_xlim(0.5, right)
     axes.set_ylim(0, 1)
     axes.set_xticks(range(1, longest + 1))
     axes.set_xlabel("decision")

@@ -123,7 +123,7 @@ def write_gallery(folder: Path, records: Sequence[Record], manifest: Manifest, s
         samplers={name: name for name in samplers},
         verdicts=_found(VERDICTS, (card.verdict for card in cards)),
         endings=_found(ENDINGS, (card.ending for card in cards)),
-        judge=manifest.scorers.get("correct", "the rule-based judge"),
+        judge=manifest.scorers.get("correct", "the rule-based judge").partition(",")[0],
         cost_per_nfe=manifest.cost_per_nfe,
         colours=colours,
     )

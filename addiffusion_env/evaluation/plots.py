@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,22 @@ from addiffusion_env.errors import MissingPackageError
 from addiffusion_env.evaluation.decision_tree import decision_tree, legend_above
 from addiffusion_env.evaluation.filmstrips import Filmstrip, draw_filmstrip
 from addiffusion_env.evaluation.records import Record, by_sampler
+from addiffusion_env.evaluation.series import (
+    BEHIND,
+    BLUE,
+    FIXED,
+    GREY,
+    PALETTE,
+    RED,
+    Label,
+    series_of,
+    write_labels,
+)
 from addiffusion_env.evaluation.statistics import Interval
 from addiffusion_env.evaluation.store import png_bytes
 from addiffusion_env.evaluation.summary import SamplerRow, Summary
 
-BLUE, RED, GREY, GRID = "#3b78c4", "#c8413b", "#5f6368", "#e3e5e8"
-PALETTE = ("#2e8b57", "#8e5bb5", "#d9822b", "#0f8b8d", "#b5485d", "#7a6a53", "#5c6bc0", "#9aa11f")
+GRID = "#e3e5e8"
 LABELS = {
     "correct": "share correct (detector)",
     "preference": "preference (standard deviations)",
@@ -39,38 +49,8 @@ FONT, SMALL = 9, 8
 NAME = 60
 """Maximum length of a sampler's name in a legend; longer ones are shortened in the middle."""
 TIMELINE_ROWS = 64
-MARKERS = "so^vPX*"
-LINES = ("-", "--", ":", "-.")
 WIDE = 6.0
 """Costs that differ by more than this factor are drawn on a logarithmic axis."""
-
-
-@dataclass(frozen=True)
-class Style:
-    """Style of a sampler in all figures.
-
-    Attributes:
-        colour: of its points and lines.
-        marker: of its points.
-        line: style of the line between them.
-    """
-
-    colour: str
-    marker: str
-    line: str
-
-
-def styles(summary: Summary) -> dict[str, Style]:
-    """Sampler -> style: the focus sampler and its costs per NFE red diamonds, up to 56 others are all different."""
-    curve = [row.sampler for row in _curve(summary.samplers, summary.focus, "nfe")]
-    found = {summary.focus: Style(RED, "D", "-")}
-    for place, name in enumerate(name for name in curve if name != summary.focus):
-        found[name] = Style(RED, "d", LINES[1 + place % (len(LINES) - 1)])
-    others = [row.sampler for row in summary.samplers if row.sampler not in found and not _plain_fixed(row)]
-    for place, name in enumerate(others):
-        line = LINES[place // len(PALETTE) % len(LINES)]
-        found[name] = Style(PALETTE[place % len(PALETTE)], MARKERS[place % len(MARKERS)], line)
-    return found
 
 
 def figures(records: Sequence[Record], summary: Summary, filmstrips: Sequence[Filmstrip]) -> dict[str, bytes]:
@@ -122,57 +102,50 @@ def _differ(values: Iterable[Any]) -> bool:
 
 def frontier(pyplot: Any, summary: Summary, quality: str, cost: str) -> Any:
     """Quality against cost with 95 % intervals of both; fixed schedules are joined, and so are a policy's points."""
-    figure, axes = pyplot.subplots(figsize=(WIDTH, 3.9))
-    axes.margins(y=0.12)  # room for the numbers of steps below their points
-    rows = [row for row in summary.samplers if _interval(row, quality) is not None]
-    fixed = sorted((row for row in rows if _plain_fixed(row)), key=lambda row: _interval(row, cost).estimate)  # type: ignore[union-attr]
-    fixed = fixed if len(fixed) > 1 else []  # a band needs two ends: a single schedule is drawn as a point
-    if fixed:
-        x = [_interval(row, cost).estimate for row in fixed]  # type: ignore[union-attr]
-        bands: list[Any] = [_interval(row, quality) for row in fixed]
-        axes.fill_between(x, [b.low for b in bands], [b.high for b in bands], color=GREY, alpha=0.15, linewidth=0)
-        axes.plot(x, [b.estimate for b in bands], "-o", color=GREY, markersize=4, label="fixed steps (95 % band)")
-        for row, at, band in zip(fixed, x, bands, strict=True):
-            axes.annotate(
-                str(row.traits.schedule_steps),
-                (at, band.estimate),
-                (0, -14),
-                textcoords="offset points",
-                color=GREY,
-                ha="center",
-                fontsize=SMALL,
-            )
-    others = [row for row in rows if row not in fixed]
-    curve = _curve(others, summary.focus, cost)
-    line: list[Any] = [(_interval(row, cost), _interval(row, quality)) for row in curve]
-    axes.plot([x.estimate for x, _ in line], [y.estimate for _, y in line], "-", color=RED, linewidth=1)
-    drawn = styles(summary)
-    for row in [*curve, *(row for row in others if row not in curve)]:
-        _point(axes, row, quality, cost, drawn.get(row.sampler, Style(GREY, "o", "-")))
-    _spread_costs(axes, [_interval(row, cost).estimate for row in rows])  # type: ignore[union-attr]
+    figure, axes = pyplot.subplots(figsize=(WIDTH, 4.2))
+    axes.margins(y=0.12)  # room for the texts of the outermost points
+    known = {row.sampler: row for row in summary.samplers if _interval(row, quality) is not None}
+    labels = []
+    for series in series_of(summary):
+        points: list[tuple[str, Any, Any]] = [
+            (name, _interval(known[name], cost), _interval(known[name], quality))
+            for name in series.rows
+            if name in known
+        ]
+        points.sort(key=lambda point: point[1].estimate)
+        at, up = [x.estimate for _, x, _ in points], [y.estimate for _, _, y in points]
+        line = {"linestyle": "-" if series.joined else "none", "linewidth": 1, "label": series.name}
+        axes.plot(at, up, color=series.colour, marker=series.marker, markersize=5, **line)
+        if series.name == FIXED:  # a band: bars would hide the line
+            band = [y.low for _, _, y in points], [y.high for _, _, y in points]
+            axes.fill_between(at, *band, color=series.colour, alpha=0.15, linewidth=0)
+        for name, x, y in points:
+            label = Label(x.estimate, y.estimate, series.rows[name], series.colour)
+            if series.name != FIXED:
+                _bars(axes, x, y, series.colour)
+                label = replace(label, low=y.low, high=y.high)
+            labels.append(label)
+            if name == summary.focus:
+                axes.plot(x.estimate, y.estimate, "D", color=series.colour, markersize=7)
+    _spread(axes, "x", [_interval(row, cost).estimate for row in known.values()])  # type: ignore[union-attr]
     axes.set_xlabel(LABELS[cost])
     axes.set_ylabel(LABELS[quality])
     axes.grid(color=GRID)
     legend_below(figure, axes)
+    write_labels(figure, axes, labels, SMALL)
     return figure
 
 
-def _curve(rows: Sequence[SamplerRow], focus: str, cost: str) -> list[SamplerRow]:
-    """The focus sampler at all its costs per NFE, controls left out, from the cheapest."""
-    curve = next((row.traits.curve for row in rows if row.sampler == focus), "")
-    same = [row for row in rows if row.sampler == focus or (curve and row.traits.curve == curve)]
-    return sorted(same, key=lambda row: _interval(row, cost).estimate)  # type: ignore[union-attr]
-
-
-def _spread_costs(axes: Any, spent: Sequence[float]) -> None:
-    """Uses a logarithmic axis where costs differ so much that most points would overlap."""
+def _spread(axes: Any, name: str, spent: Sequence[float]) -> None:
+    """Makes the axis of costs (``"x"`` or ``"y"``) logarithmic where they differ so much that most would overlap."""
     from matplotlib import ticker
 
     if min(spent, default=0.0) > 0 and max(spent) > WIDE * min(spent):
-        axes.set_xscale("log")
-        axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1.0, 2.0, 5.0)))
-        axes.xaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
-        axes.xaxis.set_minor_formatter(ticker.NullFormatter())
+        axes.set(**{f"{name}scale": "log"})
+        axis = getattr(axes, f"{name}axis")
+        axis.set_major_locator(ticker.LogLocator(subs=(1.0, 2.0, 5.0)))
+        axis.set_major_formatter(ticker.FormatStrFormatter("%g"))
+        axis.set_minor_formatter(ticker.NullFormatter())
 
 
 def _shortened(name: str) -> str:
@@ -191,26 +164,10 @@ def legend_below(figure: Any, axes: Any) -> None:
     figure.legend(handles, names, fontsize=SMALL, frameon=False, loc="outside lower center", ncols=columns)
 
 
-def _point(axes: Any, row: SamplerRow, quality: str, cost: str, style: Style) -> None:
-    across, up = _interval(row, cost), _interval(row, quality)
-    assert across is not None and up is not None
-    axes.errorbar(
-        across.estimate,
-        up.estimate,
-        xerr=[[across.estimate - across.low], [across.high - across.estimate]],
-        yerr=[[up.estimate - up.low], [up.high - up.estimate]],
-        fmt=style.marker,
-        color=style.colour,
-        markersize=7 if style.marker == "D" else 5,
-        elinewidth=1,
-        capsize=2,
-        label=row.sampler,
-    )
-
-
-def _plain_fixed(row: SamplerRow) -> bool:
-    """Whether it is a point of the line of fixed schedules."""
-    return row.traits.schedule_steps is not None and bool(row.traits.curve)
+def _bars(axes: Any, across: Interval, up: Interval, colour: str) -> None:
+    """The intervals of a point."""
+    sides = [[[value.estimate - value.low], [value.high - value.estimate]] for value in (across, up)]
+    axes.errorbar(across.estimate, up.estimate, sides[1], sides[0], fmt="none", ecolor=colour, elinewidth=1, capsize=2)
 
 
 def _interval(row: SamplerRow, name: str) -> Interval | None:
@@ -247,29 +204,36 @@ def nfe_by_task(pyplot: Any, records: Sequence[Record], title: str) -> Any:
 
 def nfe_by_constraints(pyplot: Any, groups: Mapping[str, Sequence[Record]], summary: Summary) -> Any:
     """Mean NFE against the number of constraints, for every sampler whose NFE varies over prompts."""
-    figure, axes = pyplot.subplots(figsize=(WIDTH, 3.2))
-    drawn = styles(summary)
-    for name, made in groups.items():
-        constraints = sorted({record.constraints for record in made})
-        spent = [[record.nfe for record in made if record.constraints == value] for value in constraints]
-        error = [1.96 * float(np.std(values)) / np.sqrt(len(values)) for values in spent]
-        style = drawn.get(name, Style(GREY, "o", "-"))
-        axes.errorbar(
-            constraints,
-            [float(np.mean(v)) for v in spent],
-            yerr=error,
-            fmt=style.marker + style.line,
-            color=style.colour,
-            linewidth=2 if name == summary.focus else 1,
-            markersize=4,
-            capsize=2,
-            label=name,
-        )
+    figure, axes = pyplot.subplots(figsize=(WIDTH, 3.6))
+    labels, spread = [], []
+    for series in series_of(summary):
+        label = series.name
+        for name in (name for name in series.rows if name in groups):
+            constraints = sorted({record.constraints for record in groups[name]})
+            spent = [[record.nfe for record in groups[name] if record.constraints == value] for value in constraints]
+            means = [float(np.mean(values)) for values in spent]
+            axes.errorbar(
+                constraints,
+                means,
+                yerr=[1.96 * float(np.std(values)) / np.sqrt(len(values)) for values in spent],
+                fmt=f"{series.marker}-",
+                color=series.colour,
+                linewidth=2 if name == summary.focus else 1,
+                markersize=4,
+                capsize=2,
+                label=label,
+            )
+            label = "_" + label  # the legend leaves it out: one entry a series
+            labels.append(Label(constraints[-1], means[-1], series.rows[name], series.colour))
+            spread += means
+    _spread(axes, "y", spread)
     axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.margins(x=0.12)  # room for the texts behind the lines
     axes.set_xlabel("constraints of the prompt")
     axes.set_ylabel("mean NFE")
     axes.grid(color=GRID)
     legend_below(figure, axes)
+    write_labels(figure, axes, sorted(labels, key=lambda label: label.y), SMALL, BEHIND)
     return figure
 
 
@@ -318,7 +282,7 @@ def reward_terms(pyplot: Any, filmstrips: Sequence[Filmstrip]) -> Any:
     """Reward of each decision of some filmstrips: stacked bars, one per term; the line is the cumulative sum."""
     figure, grid = pyplot.subplots(1, len(filmstrips), figsize=(WIDTH, 2.9), sharey=True, squeeze=False)
     names = list(dict.fromkeys(name for filmstrip in filmstrips for name in filmstrip.terms))
-    colours = dict(zip(names, (GREY, BLUE, *PALETTE) * (1 + len(names) // 10), strict=False))
+    colours = dict(zip(names, (GREY, *PALETTE) * (1 + len(names) // 10), strict=False))
     for axes, filmstrip in zip(grid.flat, filmstrips, strict=True):
         at = np.arange(len(filmstrip.actions)) + 1
         above, below = np.zeros(len(at)), np.zeros(len(at))

@@ -124,9 +124,13 @@ def _sampler_cells(row: SamplerRow, extra: Sequence[str]) -> tuple[str, ...]:
 
 def _quality_against_cost(summary: Summary, drawn: Container[str]) -> Section:
     parts: list[str | Table | Figure] = [
-        Figure("frontier", "Quality against mean NFE. Grey: fixed schedules by their number of steps.")
+        Figure(
+            "frontier",
+            "Quality against mean NFE. Grey: fixed schedules by their number of steps. Other numbers stand for the "
+            f"ellipsis of a name in the legend; the large diamond is {summary.focus}.",
+        )
     ]
-    for gain, cost in ((summary.frontier, "NFE"), (summary.frontier_seconds, "seconds")):
+    for gain, cost in ((summary.frontier, "nfe"), (summary.frontier_seconds, "seconds")):
         if gain is not None:
             parts.append(_gain_words(summary, gain, cost))
     parts.append(Figure("frontier_preference", "The same measured by preference (not held out)."))
@@ -137,12 +141,17 @@ def _quality_against_cost(summary: Summary, drawn: Container[str]) -> Section:
 
 def _gain_words(summary: Summary, gain: FrontierGain, cost: str) -> str:
     left, right = gain.between
-    mixture = left if left == right else f"a mixture of {left} and {right}"
-    beyond = "" if gain.reached else " The constant samplers do not reach this cost: their most expensive one is used."
-    return (
-        f"At equal mean {cost} ({gain.cost:.2f}), {summary.focus} minus the strongest constant, {mixture} with "
-        f"{summary.primary} {gain.frontier:.3f}: {gain.gain.signed}.{beyond}"
-    )
+    quality, unit = f"{summary.primary} {gain.frontier:.3f}", {"nfe": "NFE"}.get(cost, cost)
+    spent: Interval = next(getattr(row, cost) for row in summary.samplers if row.sampler == left)
+    if left != right:
+        other, equal = f"the strongest constant, a mixture of {left} and {right} with {quality}", "equal "
+    elif not gain.reached:
+        other, equal = f"the most expensive constant, {left} with {quality} at {spent.estimate:.2f}", ""
+    elif spent.estimate > 1.01 * gain.cost:
+        other, equal = f"the cheapest constant, {left} with {quality} at {spent.estimate:.2f}", ""
+    else:
+        other, equal = f"the strongest constant, {left} with {quality}", "equal "
+    return f"At {equal}mean {unit} ({gain.cost:.2f}), {summary.focus} minus {other}: {gain.gain.signed}."
 
 
 def _differences(summary: Summary) -> Section:
@@ -196,8 +205,8 @@ def _spending(records: Sequence[Record], summary: Summary, drawn: Container[str]
         known = f"has {focus.constraints} constraints" if focus.constraints else "has an unknown number of constraints"
         parts.append(f"The relation of NFE and constraints cannot be estimated: every prompt {known}.")
     if "timelines" in drawn:
-        words = "One row per image, one cell per decision, by kind of prompt and NFE"
-        parts.append(Figure("timelines", f"{words}; evenly spaced if there are more."))
+        words = "One row per image, one cell per decision, by kind of prompt and NFE; evenly spaced if there are more"
+        parts.append(Figure("timelines", f"{words}. At a finished image stop accepts it."))
     if "decision_tree" in drawn:
         words = "Which actions follow which: the height of a box is its share of the images"
         parts.append(Figure("decision_tree", f"{words}; beside it those that ended there."))
@@ -264,13 +273,14 @@ def _filmstrip_section(records: Sequence[Record], filmstrips: Sequence[Filmstrip
     if not rows:
         return Section("Filmstrips", ("None were made.",))
     parts: list[str | Table | Figure] = [
-        "The image after each action, the finished one last; bars in the action's colour, preference where scored.",
+        "The image after each action, the finished one last; bars in the action's colour, preference where scored. "
+        "Grey: a further attempt that has not begun.",
         Table(("prompt", "filmstrip"), tuple(rows)),
     ]
     if any(filmstrip.sampler == focus and filmstrip.terms for filmstrip in filmstrips):
         caption = "Reward of each decision, by term; the red line is the cumulative sum. One panel per filmstrip."
         parts.append(Figure("reward_terms", f"{focus}: {caption}"))
-    return Section("Film strips", tuple(parts))
+    return Section("Filmstrips", tuple(parts))
 
 
 def judged(record: Record) -> str:

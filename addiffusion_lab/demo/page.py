@@ -14,6 +14,8 @@ import numpy as np
 from markupsafe import Markup
 from PIL import Image
 
+from addiffusion_env.agents.rule_policy import RulePolicy
+from addiffusion_env.agents.saved_policy import SavedPolicy
 from addiffusion_env.engine.process import Action
 from addiffusion_env.envs.rendering import ACTION_COLOURS, overlay_mask
 from addiffusion_env.pages import environment
@@ -28,8 +30,8 @@ SMALLEST = 128
 LARGEST_PNG, JPEG_QUALITY = 256, 92
 
 MEANINGS = {
-    Action.CONTINUE: "take one more step",
-    Action.STOP: "finish now, in a few evaluations",
+    Action.CONTINUE: "follow the schedule to the next decision",
+    Action.STOP: "finish in a few evaluations, or accept the finished image",
     Action.REFINE: "redraw a region or the whole image",
 }
 
@@ -87,6 +89,10 @@ def policy_words(sampler: Any) -> str:
     >>> policy_words(CheckedAttempts(attempts=1))
     'untrained: the first attempt exits after 60 % of the steps; no image is checked'
     """
+    if isinstance(sampler, SavedPolicy):
+        return (
+            "a calibrated rule" if isinstance(sampler, RulePolicy) else "trained"
+        )  # its cost per NFE is that of the slider
     if not isinstance(sampler, CheckedAttempts):
         return str(sampler.name)
     first = f"untrained: the first attempt exits after {100 * sampler.exit_at:g} % of the steps"

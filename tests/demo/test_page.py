@@ -6,7 +6,9 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
+from addiffusion_env.agents.make import make_policy
 from addiffusion_env.backbones.emoji.guide import EmojiGuide
+from addiffusion_env.samplers import make_sampler
 from addiffusion_lab.demo import page
 from addiffusion_lab.demo.app import showing
 from addiffusion_lab.demo.takes import Moment, Take
@@ -47,6 +49,13 @@ def test_a_filmstrip_has_a_cell_a_decision_and_the_chosen_one_marked():
     assert text.count('class="ad-cell') == 2 and "step 3" in text and "finished &middot; 4.5 NFE" in text
     assert re.search(r'ad-bar ad-chosen"><span>refine</span>.*?width:70%.*?0\.70', text)
     assert "4.5 NFE" in page.card(done) and "0.25 s" in page.card(done) and "as asked" in page.card(done)
+
+
+def test_the_page_says_what_decides_and_not_at_which_cost(studio):
+    """The visitor changes the cost per NFE."""
+    assert parsed(page.about(studio)).text == "Model: emoji. Policy: trained."
+    assert page.policy_words(make_policy("emoji_rule")) == "a calibrated rule"
+    assert page.policy_words(make_sampler("stop:2")) == "stop:2"
 
 
 def test_samplers_have_plain_names():

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import rounding
+import torch
 
 from addiffusion_env.agents.checkpoints import env_state, load_env_state
 from addiffusion_env.agents.factory import make_rollouts
@@ -71,6 +72,15 @@ def assert_alike(ours, theirs, tolerance):
             np.testing.assert_array_equal(one[2], other[2])
 
 
+def flat(state):
+    """A state with its tensors as bytes, to the last bit."""
+    if isinstance(state, torch.Tensor):
+        return state.numpy().tobytes()
+    if isinstance(state, dict):
+        return {key: flat(value) for key, value in state.items()}
+    return [flat(value) for value in state] if isinstance(state, list | tuple) else state
+
+
 @pytest.fixture(scope="module")
 def local():
     env = AdDiffusionVecEnv(LANES, 3, **SETTINGS)
@@ -95,6 +105,8 @@ def test_one_worker_equals_the_environment_of_this_process(local):
             assert one.keys() == {*other, "worker_lost"}
             assert one["reward_terms"] == other["reward_terms"]
             assert one.get("TimeLimit.truncated") == other.get("TimeLimit.truncated")
+    state = env.state_dict()
+    assert flat({key: state[key] for key in local[1]}) == flat(local[1])
     env.close()
 
 

@@ -26,7 +26,7 @@ def assert_legible(figure):
             for tick, place in zip(axis.get_major_ticks(), axis.get_ticklocs(), strict=True)
             if axis.get_view_interval().min() <= place <= axis.get_view_interval().max()
         ]
-        texts += [axes.title, axes.xaxis.label, axes.yaxis.label, *ticks]
+        texts += [axes.title, axes.xaxis.label, axes.yaxis.label, *ticks, *axes.texts]
     texts = [text for text in texts if text.get_visible() and text.get_text()]
     boxes = [text.get_window_extent(renderer) for text in texts]
     for text, box in zip(texts, boxes, strict=True):

@@ -11,11 +11,11 @@ from eval_records import record
 
 from addiffusion_env.errors import ConfigError, RunFolderError
 from addiffusion_env.evaluation.manifest import Manifest, MarginEntry, SamplerEntry, read_manifest, write_text
-from addiffusion_env.evaluation.plots import styles
 from addiffusion_env.evaluation.records import digest_of
 from addiffusion_env.evaluation.rendering import to_html, to_markdown
 from addiffusion_env.evaluation.report import write_report
-from addiffusion_env.evaluation.sections import Figure, Section, Table
+from addiffusion_env.evaluation.sections import Figure, Section, Table, sections
+from addiffusion_env.evaluation.series import FIXED, series_of
 from addiffusion_env.evaluation.store import RecordStore, png_bytes
 from addiffusion_env.evaluation.summary import reference_of, summarise
 from addiffusion_env.evaluation.tables import focus_of
@@ -133,17 +133,43 @@ def test_the_summary_finds_what_was_planted(report):
     assert saved["samplers"][0]["nfe"]["estimate"] == 5.5
 
 
+@pytest.mark.parametrize(
+    ("nfe", "told"),
+    [
+        (2, "At mean NFE (2.00), FOCUS minus the cheapest constant, fixed:4 with correct 0.800 at 4.00: "),
+        (4, "At equal mean NFE (4.00), FOCUS minus the strongest constant, fixed:4 with correct 0.800: "),
+        (6, "At equal mean NFE (6.00), FOCUS minus the strongest constant, a mixture of fixed:4 and fixed:8 "),
+        (9, "At mean NFE (9.00), FOCUS minus the most expensive constant, fixed:8 with correct 0.900 at 8.00: "),
+    ],
+)  # fmt: skip
+def test_a_gain_is_called_one_at_equal_cost_only_where_it_is(nfe, told):
+    shares = {NAMES[0]: (nfe, 1.0), "fixed:4": (4, 0.8), "fixed:8": (8, 0.9)}
+    records = [
+        record(name, n, nfe=cost, correct=n < 20 * share) for name, (cost, share) in shares.items() for n in range(20)
+    ]
+    manifest = manifest_of(records)
+    [_, section, *_] = sections(records, summarise(records, manifest), manifest, [], set())
+    assert section.title == "Quality against cost" and section.parts[0].startswith(told.replace("FOCUS", NAMES[0]))
+
+
 def test_no_two_samplers_look_alike():
-    """Twenty samplers and four costs per NFE of the policy: the policy has its colour, its costs their line styles."""
+    """A legend's entry and the text at its point tell every sampler; the policy's costs per NFE have its colour."""
     costs_per_nfe = ("policy:run@0.01", "policy:run@0", "policy:run@0.02", "policy:run@0.03")
-    names = (*costs_per_nfe, *(f"threshold_resample:{n}" for n in range(20)), "fixed:4")
+    rules = ("prompt_rule:8,6", "stop:4", "random:0.1", *(f"threshold_resample:{n}" for n in range(20)))
+    controls = ("policy:run@0.01,shuffled", "policy:run@0.01,no_refine", "policy:other@0.01", "fixed:20,trailing,unipc")
+    names = (*costs_per_nfe, *rules, *controls, "fixed:4", "fixed:8")
     records = [record(name, n, nfe=4 + place, preference=n) for place, name in enumerate(names) for n in range(3)]
     entries = tuple(SamplerEntry(name, name, {}) for name in names)
-    drawn = styles(summarise(records, replace(manifest_of(records), samplers=entries)))
-    assert set(drawn) == set(names) - {"fixed:4"}  # which is a point of the grey line
-    assert len({(style.colour, style.marker, style.line) for style in drawn.values()}) == len(drawn)
-    assert len({drawn[name].colour for name in costs_per_nfe}) == 1
-    assert drawn[costs_per_nfe[0]].colour not in {drawn[name].colour for name in set(drawn) - set(costs_per_nfe)}
+    found = series_of(summarise(records, replace(manifest_of(records), samplers=entries)))
+    assert sorted(name for series in found for name in series.rows) == sorted(names)
+    assert len({(series.name, text) for series in found for text in series.rows.values()}) == len(names)
+    assert len({(series.colour, series.marker) for series in found}) == len(found)
+    of = {series.name: series for series in found}
+    assert found[0].name == FIXED and found[0].rows == {"fixed:4": "4", "fixed:8": "8"} and found[0].joined
+    assert of["policy:run@…"].rows == dict(zip(costs_per_nfe, ("0.01", "0", "0.02", "0.03"), strict=True))
+    assert of["policy:run@…"].joined and not of["threshold_resample:…"].joined
+    assert [series.name for series in found if series.colour == of["policy:run@…"].colour] == ["policy:run@…"]
+    assert {"fixed:20,trailing,unipc", "policy:run@0.01,shuffled", "prompt_rule:8,6"} < set(of)
 
 
 def test_without_verdicts_preference_is_primary_and_said_so():

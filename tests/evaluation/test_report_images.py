@@ -133,8 +133,38 @@ def test_one_fixed_schedule_has_its_interval_too():
     records = world(20, SAMPLERS_COMPARED[:2])
     pyplot = plots.load_pyplot()
     figure = plots.frontier(pyplot, summarise(records, manifest_of(records)), "preference", "nfe")
-    bars = {bar.get_label(): bar for bar in figure.axes[0].containers}
-    assert set(bars) == {LONG, "fixed:4"} and all(bar.has_yerr for bar in bars.values())
+    [axes] = figure.axes
+    assert set(axes.get_legend_handles_labels()[1]) == {LONG, "fixed:4"}
+    assert len(axes.containers) == 2 and all(bar.has_yerr for bar in axes.containers)
+    pyplot.close(figure)
+
+
+STUDY = {
+    "policy:emoji@0.238089": (2.29, 0.93), "policy:emoji@0.1": (2.67, 0.96), "policy:emoji@0.3": (2.1, 0.89),
+    "policy:emoji@0.45": (1.6, 0.76), "policy:emoji@0.238089,shuffled": (2.27, 0.93),
+    "policy:emoji@0.238089,no_refine": (1.5, 0.72), "fixed:4": (4, 0.64), "fixed:6": (6, 0.78), "fixed:8": (8, 0.83),
+    "fixed:12": (12, 0.85), "fixed:50": (50, 0.85), "best_of:3x50": (150, 0.96),
+    "threshold_resample:0.36,50,3": (62, 0.96), "fixed:20,trailing,unipc": (20, 0.83), "interval:fixed:50": (30, 0.82),
+    "stop:4": (3, 0.76), "prompt_rule:8,6": (6.66, 0.82), "best_of:2x4": (8, 0.72), "best_of:3x4": (12, 0.79),
+    "threshold_resample:0.36,6,4": (8.6, 0.97), "threshold_resample:-0.52": (10.4, 0.99),
+    "threshold_resample:1": (27, 0.99), "policy:emoji_rule@0.252717": (1.93, 0.86),
+    "policy:emoji_rule@0.180013": (2.67, 0.95), "policy:emoji_rule@0.015368": (3, 0.97),
+}  # fmt: skip
+"""The samplers of the study of claims, with NFE and share correct near those of docs/frontier.png."""
+
+
+def test_the_frontier_of_a_study_names_each_of_its_samplers():
+    """25 samplers: an entry for each kind, and at each point of a kind its numbers, on no other text."""
+    records = [
+        record(name, n, nfe=nfe, correct=n < 100 * share) for name, (nfe, share) in STUDY.items() for n in range(100)
+    ]
+    pyplot = plots.load_pyplot()
+    figure = plots.frontier(pyplot, summarise(records, manifest_of(records)), "correct", "nfe")
+    [axes] = figure.axes
+    assert_legible(figure)
+    assert len(axes.get_legend_handles_labels()[1]) == 11
+    written = " ".join(sorted(text for note in axes.texts if (text := note.get_text())))
+    assert written == "-0.52 0.0154 0.1 0.18 0.238 0.253 0.3 0.36,50,3 0.36,6,4 0.45 1 12 2x4 3x4 3x50 4 50 6 8"
     pyplot.close(figure)
 
 

@@ -13,7 +13,6 @@ import os
 import signal
 import sys
 import time
-import traceback
 from pathlib import Path
 
 import torch
@@ -22,7 +21,9 @@ from omegaconf import OmegaConf
 from addiffusion_env.config import compose_config
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+from forking import forked  # noqa: E402
 
 OVERRIDES = {
     "train": [
@@ -32,7 +33,7 @@ OVERRIDES = {
         "total_timesteps=12",
         "checkpoint_every=4",
         "ppo={n_steps: 2, batch_size: 4, n_epochs: 1}",
-        "tabular={images: 1, attempts: 2, held_out: 1, lanes: 2, total_timesteps: 16}",
+        "tabular={images: 1, attempts: 2, held_out: 1, lanes: 2, imitate: 64, total_timesteps: 16}",
         "tabular.ppo={n_steps: 8, batch_size: 16, n_epochs: 1}",
         "device=cpu",
         "progress_bar=false",
@@ -79,9 +80,6 @@ def prepare() -> None:
 
 def child(kind: str, folder: str, config: dict) -> None:
     os.chdir(folder)
-    log = os.open("log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
     if kind == "train":
         from train_sb3 import train
 
@@ -94,18 +92,7 @@ def child(kind: str, folder: str, config: dict) -> None:
 
 def run(request: dict, config: dict) -> dict:
     begun = time.monotonic()
-    pid = os.fork()
-    if pid == 0:
-        status = 1
-        try:
-            child(request["kind"], request["folder"], config)
-            status = 0
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            sys.stderr.flush()
-            sys.stdout.flush()
-            os._exit(status)
+    pid = forked(lambda: child(request["kind"], request["folder"], config), Path(request["folder"]) / "log")
     killed, until = False, request["kill_after"]
     while True:
         done, status = os.waitpid(pid, os.WNOHANG)

@@ -2,14 +2,13 @@
 
 import os
 import signal
-import sys
 import time
-import traceback
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from forking import forked
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
@@ -54,21 +53,12 @@ def spend_the_night(config: dict) -> None:
 def kill_at(config: dict, pattern: str, log: Path) -> None:
     """Begins a night in another process, and kills it as soon as its folder holds a file of this name."""
     run = Path(config["run_dir"])
-    child = os.fork()
-    if child == 0:
-        status = 1
-        try:
-            written = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-            os.dup2(written, 1)
-            os.dup2(written, 2)
-            torch.set_num_threads(1)
-            spend_the_night(config)
-            status = 0
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            sys.stderr.flush()
-            os._exit(status)
+
+    def night() -> None:
+        torch.set_num_threads(1)
+        spend_the_night(config)
+
+    child = forked(night, log)
     until = time.monotonic() + 1200
     while not list(run.glob(pattern)):
         done, status = os.waitpid(child, os.WNOHANG)
