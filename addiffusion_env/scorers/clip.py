@@ -244,7 +244,11 @@ class ClipScorer(Scorer, Embedder):
         return F.normalize(features.float(), dim=-1)  # in float32: in half precision lengths deviate by 1e-3
 
     def _encode_texts(self, texts: Sequence[str]) -> torch.Tensor:
-        return F.normalize(self.model.encode_text(self.tokenizer(texts).to(self.device)).float(), dim=-1)
+        ids = self.tokenizer(texts).to(self.device)
+        # On a CPU one by one: in a batch the last digits depend on the other texts, and which texts are new differs
+        # between a run and its continuation.
+        rows = ids.split(1) if self.device.type == "cpu" else (ids,)
+        return F.normalize(torch.cat([self.model.encode_text(row) for row in rows]).float(), dim=-1)
 
 
 def image_tower(visual: nn.Module, pixels: torch.Tensor) -> tuple[torch.Tensor, ...]:

@@ -192,13 +192,15 @@ def test_an_export_stays_in_its_folder(benchmark: str, tmp_path) -> None:
 
 
 def test_tensorboard_gets_no_prompt(tmp_path) -> None:
+    from stable_baselines3.common.env_util import make_vec_env
     from stable_baselines3.common.logger import configure
 
     from addiffusion_env.agents.callbacks import EpisodeLog
 
     logger = configure(str(tmp_path), ["tensorboard"])
     log = EpisodeLog({"env.prompts": HOSTILE, "run_dir": HOSTILE[0]})
-    log.model = type("Model", (), {"logger": logger})()
+    env = make_vec_env("CartPole-v1")
+    log.model = type("Model", (), {"logger": logger, "get_env": lambda self: env})()
     image = np.zeros((64, 64, 3), np.uint8)
     info = {
         "nfe": 2.0,
