@@ -23,7 +23,7 @@ PLAN_FLAG = "--plan"
 REMOVED = {
     "warm_start": "leave it out: training begins with PPO, on recorded attempts first where there is a table",
     "vec_env": "leave it out: lanes share one model; rollouts=ray spreads them over processes, GPUs and machines",
-    "rollouts.lanes": "write lanes=VALUE",
+    "rollouts.lanes": "write lanes=VALUE in a training, max_lanes=VALUE in an evaluation",
     "rollouts.thumbnails": "leave it out: workers send images of at most 64 pixels a side",
     "rollouts.object_store_mb": "leave it out: a local Ray gets 200 MiB; set up a cluster of your own for more",
     "tabular.prompt_seed": "leave it out: the prompts of a table are always the same",

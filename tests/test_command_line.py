@@ -146,6 +146,7 @@ def test_a_missing_package_is_an_error(capsys):
         (["--instant", "--backbone", "sd15"], "--instant replaces the networks of the embedded backbone"),
         (["--instant", "--load", "backbone_options.engine=openvino"], "--instant replaces networks of torch"),
         (["--load", "bfloat16"], "--load takes KEY=VALUE, got 'bfloat16'"),
+        (["--load", "dtype={{"], "--load dtype={ cannot be read"),
         (["--load", "dtyp=bfloat16"], "did you mean 'dtype'"),
         (["--load", "dtype=float16", "device=cpu"], "float16 was requested on the CPU"),
     ],

@@ -162,7 +162,8 @@ def test_a_page_runs(page, workshop, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("page", SLOW, ids=lambda page: str(page.relative_to(DOCS)))
 def test_what_takes_long_on_a_page_runs_reduced(page, workshop, monkeypatch):
-    shutil.copytree(ROOT / "configs", workshop / "configs")
+    for folder in ("configs", "scripts"):
+        shutil.copytree(ROOT / folder, workshop / folder)
     play(page, workshop, monkeypatch, slow=True)
 
 

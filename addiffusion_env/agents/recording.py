@@ -104,13 +104,15 @@ class Recording:
         """
         source, wanted = self.settings.prompt_source(), self.tabular.held_out
         trained = {prompt.prompt_id for prompt in self.prompts()}
-        drawn, unused = self.tabular.images, list[Prompt]()
+        drawn, unused, known = self.tabular.images, list[Prompt](), -1
         while len(unused) < wanted:
             drawn += wanted - len(unused)
             found = take_at_most(source, drawn)
             unused = [prompt for prompt in found if prompt.prompt_id not in trained and prompt.prompt_id not in seen]
-            if len(found) < drawn:
+            different = len({prompt.prompt_id for prompt in found})
+            if len(found) < drawn or different == known:  # exhausted, or it repeats its prompts
                 break
+            known = different
         # A list may give more than were wanted, in the order of its file, perhaps sorted by kind.
         chosen = set(sorted((p.prompt_id for p in unused), key=lambda name: stable_hash("held out", name))[:wanted])
         return [prompt for prompt in unused if prompt.prompt_id in chosen]

@@ -91,6 +91,8 @@ class SavedPolicy(BaseSampler, ABC):
             try:
                 hub = HfApi(token=token)
                 repo = hub.create_repo(repo_id, private=private, exist_ok=True).repo_id
+                if revision := options.get("revision"):
+                    hub.create_branch(repo, branch=revision, exist_ok=True)
                 return hub.upload_folder(repo_id=repo, folder_path=folder, **options)
             except Exception as error:  # error types of the hub or of the HTTP library, by version
                 raise WeightsError(
@@ -129,7 +131,7 @@ class SavedPolicy(BaseSampler, ABC):
         if changed:
             warnings.warn(
                 f"the policy's frontier was measured with another {' and '.join(changed)} (weights, precision, "
-                "settings or kind of device): it may spend more or less than target_nfe "
+                "noise schedule or kind of device): it may spend more or less than target_nfe "
                 "here\n  -> give cost_per_nfe= instead",
                 stacklevel=4,
             )

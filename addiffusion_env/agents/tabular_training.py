@@ -31,7 +31,7 @@ from addiffusion_env.agents.callbacks import pattern_entropy
 from addiffusion_env.agents.checkpoints import plain_copy, rng_state, set_rng_state
 from addiffusion_env.agents.imitation import Demonstrations, imitate
 from addiffusion_env.agents.policy import action_probabilities
-from addiffusion_env.agents.recording import Recording, TabularConfig
+from addiffusion_env.agents.recording import PROMPT_SEED, Recording, TabularConfig
 from addiffusion_env.backbones.fingerprint import digest_of
 from addiffusion_env.backbones.identity import described
 from addiffusion_env.envs.settings import EnvSettings, load_backbone, load_scorers
@@ -171,7 +171,9 @@ def train_on_table(
         [mdp.table.prompt_ids, mdp.table.seeds.tolist()],
         described({"process": mdp.transitions, "utility": mdp.utility, "reward": settings.reward}),
         [settings.keys(), settings.cost_range()],
-        json.loads(json.dumps(asdict(tabular), default=str)),
+        json.loads(
+            json.dumps({"prompt_seed": PROMPT_SEED, "watch_every": WATCH_EVERY, **asdict(tabular)}, default=str)
+        ),
         [algorithm, seed],
     ]
     path = folder / "table_policy" / f"{digest_of(made_from)[:12]}.pt"

@@ -26,10 +26,10 @@ from addiffusion_env.agents.checkpoints import checkpoints, read_latest, restore
 from addiffusion_env.agents.factory import is_remote
 from addiffusion_env.agents.policy import describe_network
 from addiffusion_env.agents.policy_file import FRONTIER_OF, PolicyConfig, describe_policy, load_config, save_policy
-from addiffusion_env.agents.recording import TabularConfig
+from addiffusion_env.agents.recording import PROMPT_SEED, TabularConfig
 from addiffusion_env.backbones.fingerprint import digest_of
 from addiffusion_env.backbones.identity import difference_words, differences, listed, results_digest
-from addiffusion_env.config import REMOVED, check_removed, renamed
+from addiffusion_env.config import REMOVED, check_removed, dotted_keys, renamed
 from addiffusion_env.errors import ConfigError, ResumeError, RunFolderError, WeightsError, WorkerError
 from addiffusion_env.files import read_json, write_text
 from addiffusion_env.settings import Ge, Settings
@@ -103,7 +103,7 @@ class TrainingConfig(Settings):
     def of(cls, given: Mapping[str, Any] | TrainingConfig) -> TrainingConfig:
         """See :meth:`.Settings.of`; removed keys are refused too."""
         if isinstance(given, Mapping):
-            check_removed(given)
+            check_removed(dotted_keys(given))
         return super().of(given)
 
 
@@ -189,7 +189,16 @@ def remember_config(folder: Path, config: Mapping[str, Any], resume: bool) -> No
             {key: value for key, value in made.items() if key not in (*MAY_CHANGE, *REMOVED) and value is not None}
             for made in (old, config)
         )
-        if changed := differences(before, now):
+        if (gone := old.get("vec_env", "lanes")) != "lanes":
+            raise ResumeError(
+                f"run {folder} was made with vec_env={gone}, which no longer exists: its checkpoints cannot be read",
+                "choose another run_dir, delete the folder to start again, or resume it with the version that made it",
+            )
+        same = (
+            *(f"{key}: " for key in REMOVED if key != "tabular.prompt_seed"),
+            f"tabular.prompt_seed: {PROMPT_SEED} ->",
+        )
+        if changed := [line for line in differences(before, now) if not line.startswith(same)]:
             raise ResumeError(
                 f"run {folder} was made with another configuration ({listed(changed)})",
                 "put those keys back, choose another run_dir, or delete the folder to start again",

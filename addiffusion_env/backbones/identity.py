@@ -35,8 +35,11 @@ DEEPEST = 12
 SHOWN = 6
 """Maximum number of differences that messages list."""
 
-DECISIVE = ("weights", "adapter_scales", "dtype", "device")
-"""Entries of an identity that decide results up to rounding."""
+DECISIVE = (
+    *("class", "arguments", "weights", "adapter_scales", "dtype", "device", "vocabulary", "mean", "std"),
+    *("prediction_type", "beta_schedule", "beta_start", "beta_end", "shift", "scaling_factor", "shift_factor"),
+)
+"""Entries of an identity that decide results up to rounding, all of them as they stand in files."""
 
 SECRET = re.compile(r"(^|_)(key|token|secret|password)$", re.IGNORECASE)
 """Attributes that are never included, since an identity is stored in a readable file."""
@@ -71,7 +74,7 @@ def identity_of(**parts: Any) -> dict[str, Any]:
 
 
 def results_digest(identity: Mapping[str, Any]) -> str:
-    """sha256 of what decides a component's results up to rounding: weights, adapters, precision and kind of device.
+    """sha256 of what decides a component's results up to rounding: classes, weights, precision, :data:`DECISIVE`.
 
     Unlike the whole identity it is the same for other versions of code and packages, and for processors that compute
     other last digits of a noise schedule.
@@ -79,13 +82,18 @@ def results_digest(identity: Mapping[str, Any]) -> str:
     Args:
         identity: of the component, as :func:`described`.
     """
-    return digest_of([identity.get("class"), sorted(json.dumps(entry) for entry in _decisive(identity))])
+    found = list(_decisive(identity))
+    if all(key == "class" for key, _ in found):  # it describes itself, for example by the content of an engine's file
+        return digest_of(identity)
+    return digest_of(sorted(json.dumps(entry) for entry in found))
 
 
 def _decisive(identity: Any) -> Iterator[list[Any]]:
     if isinstance(identity, Mapping):
         for key, value in identity.items():
-            if key in DECISIVE:
+            if key == "class":
+                yield [key, str(value).rpartition(".")[2]]  # its module may move in another version
+            elif key in DECISIVE:
                 yield [key, value]
             else:
                 yield from _decisive(value)

@@ -299,7 +299,7 @@ class ActorPool:
             stacklevel=4,
         )
 
-    def ask(self, index: int, method: str, *arguments: Any, **named: Any) -> Any:
+    def ask(self, index: int, method: str, /, *arguments: Any, **named: Any) -> Any:
         """Calls a worker's method; returns Ray's reference to the result."""
         return getattr(self.actors[index].handle, method).remote(*arguments, **named)
 

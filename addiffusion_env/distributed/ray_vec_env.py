@@ -78,7 +78,7 @@ class LaneWorker(BaseWorker):
         begun = {int(lane): _reduced(dict(self.env.reset_infos[lane])) for lane in np.flatnonzero(done)}
         return Lanes(observation, [_reduced(info) for info in infos], self.env.action_masks(), reward, done, begun)
 
-    def call(self, name: str, *arguments: Any, **named: Any) -> Any:
+    def call(self, name: str, /, *arguments: Any, **named: Any) -> Any:
         """Calls a method of the vector environment."""
         return getattr(self.env, name)(*arguments, **named)
 

@@ -112,6 +112,8 @@ def frontier(pyplot: Any, summary: Summary, quality: str, cost: str) -> Any:
             for name in series.rows
             if name in known
         ]
+        if not points:
+            continue
         points.sort(key=lambda point: point[1].estimate)
         at, up = [x.estimate for _, x, _ in points], [y.estimate for _, _, y in points]
         line = {"linestyle": "-" if series.joined else "none", "linewidth": 1, "label": series.name}

@@ -87,7 +87,7 @@ def _split(name: str, traits: Traits) -> tuple[str, str]:
     if not mark:
         return name, ""
     with suppress(ValueError):  # several numbers are left as they are
-        numbers = f"{float(numbers):.3g}"
+        numbers = numbers if numbers.isdigit() else f"{float(numbers):.3g}"
     return f"{stem}{mark}…{name.removeprefix(whole)}", numbers
 
 

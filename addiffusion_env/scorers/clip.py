@@ -245,8 +245,7 @@ class ClipScorer(Scorer, Embedder):
 
     def _encode_texts(self, texts: Sequence[str]) -> torch.Tensor:
         ids = self.tokenizer(texts).to(self.device)
-        # On a CPU one by one: in a batch the last digits depend on the other texts, and which texts are new differs
-        # between a run and its continuation.
+        # On a CPU one by one: in a batch last digits depend on the others, and a continued run has others to encode.
         rows = ids.split(1) if self.device.type == "cpu" else (ids,)
         return F.normalize(torch.cat([self.model.encode_text(row) for row in rows]).float(), dim=-1)
 

@@ -13,6 +13,7 @@ from addiffusion_env.backbones.base import Backbone
 from addiffusion_env.engine.process import REFINE_PRESETS, ProcessConfig
 from addiffusion_env.envs.settings import EnvSettings, load_backbone, load_scorers
 from addiffusion_env.errors import ConfigError, check_settings
+from addiffusion_env.files import in_a_line
 from addiffusion_env.prompts import Prompt
 from addiffusion_env.prompts.emoji_grammar import EmojiPrompts
 from addiffusion_env.scorers.image_scores import ImageScorers
@@ -78,7 +79,11 @@ def load_options(words: Sequence[str]) -> dict[str, Any]:
     for word in words:
         if not all(word.partition("=")):
             raise ConfigError(f"--load takes KEY=VALUE, got {word!r}", "for example dtype=bfloat16")
-    found: dict[str, Any] = OmegaConf.to_container(OmegaConf.from_dotlist(list(words)))  # type: ignore[assignment]
+    try:
+        found: dict[str, Any] = OmegaConf.to_container(OmegaConf.from_dotlist(list(words)))  # type: ignore[assignment]
+    except Exception as error:  # of yaml and of OmegaConf
+        cause = f"--load {' '.join(words)} cannot be read: {in_a_line(error)}"
+        raise ConfigError(cause, "for example dtype=bfloat16") from error
     check_settings("--load has", found, LOAD)
     return found
 

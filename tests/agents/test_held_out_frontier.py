@@ -16,6 +16,7 @@ from addiffusion_env.agents.policy_file import PRETRAINED, load_config, load_pol
 from addiffusion_env.agents.recording import Recording, TabularConfig
 from addiffusion_env.agents.tabular_training import held_out_frontier, make_mdp, measured_frontier
 from addiffusion_env.errors import PromptError
+from addiffusion_env.prompts import PromptList
 from addiffusion_env.prompts.emoji_grammar import parse, split_of
 from addiffusion_env.tabular.table import AttemptTable
 
@@ -79,6 +80,15 @@ def test_a_grammar_gives_what_it_has():
     with pytest.raises(PromptError, match="different prompts, found"):
         source.take(len(every) + 1, seed=101)
     assert ids(recording.held_out_prompts(found[1:])) == found[:1]
+
+
+def test_a_source_that_repeats_its_prompts_ends():
+    class Repeating(PromptList):
+        def take(self, count, seed):
+            return [self.prompts[at % len(self.prompts)] for at in range(count)]
+
+    recording = recording_of({"prompts": Repeating([f"a photo of {n} dogs" for n in range(9)])}, images=6, held_out=5)
+    assert len(set(ids(recording.held_out_prompts()))) == 3
 
 
 def test_prompts_of_live_episodes_are_remembered_over_a_resume():

@@ -98,5 +98,5 @@ def test_a_table_needs_images():
 def test_a_key_of_an_earlier_version_is_refused():
     with pytest.raises(ConfigError, match="the key 'warm_start' no longer exists\n  -> leave it out"):
         TrainingConfig.of({**CONFIG, "warm_start": {"decisions": 10}})
-    with pytest.raises(ConfigError, match=r"rollouts=local has no setting 'lanes'"):
+    with pytest.raises(ConfigError, match=r"the key 'rollouts\.lanes' no longer exists\n  -> write lanes=VALUE"):
         TrainingConfig.of({**CONFIG, "rollouts": {"kind": "local", "lanes": 4}})

@@ -145,6 +145,25 @@ def test_a_changed_configuration_is_not_resumed(tmp_path):
     assert json.loads((tmp_path / "config.json").read_text())["lanes"] == 2
 
 
+def test_a_run_with_removed_keys_is_resumed_where_they_changed_nothing(tmp_path):
+    def resume(old, new):
+        text = json.dumps(old)
+        (tmp_path / "config.json").write_text(text)
+        training.remember_config(tmp_path, new, resume=True)
+        return (tmp_path / "config.json").read_text() != text
+
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints/step_000000008.pt").write_bytes(b"")
+    now = {"lanes": 2, "tabular": {"images": 4}}
+    assert resume({**now, "vec_env": "lanes"}, now)
+    assert resume({**now, "tabular": {"images": 4, "prompt_seed": 101, "watch_every": 5}}, now)
+    with pytest.raises(ResumeError, match=r"tabular\.prompt_seed: 7 -> nothing"):
+        resume({**now, "tabular": {"images": 4, "prompt_seed": 7}}, now)
+    with pytest.raises(ResumeError, match="made with vec_env=dummy, which no longer exists"):
+        resume({**now, "vec_env": "dummy"}, now)
+    assert json.loads((tmp_path / "config.json").read_text())["vec_env"] == "dummy"  # for the version that reads it
+
+
 def test_of_a_changed_configuration_only_the_changed_keys_are_shown(tmp_path):
     run = {
         "lanes": 2,

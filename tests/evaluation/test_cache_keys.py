@@ -173,6 +173,11 @@ def test_only_what_decides_results_is_in_their_digest(emoji):
     assert changed("parts.unet.weights", "fine-tuned")
     assert changed("parts.unet.adapter_scales", ["{'style': 0.5}"])
     assert changed("parts.vae.dtype", ["torch.bfloat16"])
+    assert changed("parts.scheduler.config.prediction_type", "v_prediction")
+    assert changed("parts.vae.config.scaling_factor", 0.2)
+    assert changed("parts.tokenizer.vocabulary", "another")
+    assert changed("parts.scheduler.class", "diffusers.DPMSolverMultistepScheduler")
+    assert not changed("parts.scheduler.class", "diffusers.schedulers.moved.DDIMScheduler")
     assert changed("device", "cuda")
     assert changed("class", "addiffusion_env.PipelineBackbone")
 

@@ -157,7 +157,7 @@ def test_no_two_samplers_look_alike():
     costs_per_nfe = ("policy:run@0.01", "policy:run@0", "policy:run@0.02", "policy:run@0.03")
     rules = ("prompt_rule:8,6", "stop:4", "random:0.1", *(f"threshold_resample:{n}" for n in range(20)))
     controls = ("policy:run@0.01,shuffled", "policy:run@0.01,no_refine", "policy:other@0.01", "fixed:20,trailing,unipc")
-    names = (*costs_per_nfe, *rules, *controls, "fixed:4", "fixed:8")
+    names = (*costs_per_nfe, *rules, *controls, "fixed:4", "fixed:8", "fixed:1000")
     records = [record(name, n, nfe=4 + place, preference=n) for place, name in enumerate(names) for n in range(3)]
     entries = tuple(SamplerEntry(name, name, {}) for name in names)
     found = series_of(summarise(records, replace(manifest_of(records), samplers=entries)))
@@ -165,7 +165,7 @@ def test_no_two_samplers_look_alike():
     assert len({(series.name, text) for series in found for text in series.rows.values()}) == len(names)
     assert len({(series.colour, series.marker) for series in found}) == len(found)
     of = {series.name: series for series in found}
-    assert found[0].name == FIXED and found[0].rows == {"fixed:4": "4", "fixed:8": "8"} and found[0].joined
+    assert found[0].name == FIXED and found[0].rows == {f"fixed:{n}": str(n) for n in (4, 8, 1000)} and found[0].joined
     assert of["policy:run@…"].rows == dict(zip(costs_per_nfe, ("0.01", "0", "0.02", "0.03"), strict=True))
     assert of["policy:run@…"].joined and not of["threshold_resample:…"].joined
     assert [series.name for series in found if series.colour == of["policy:run@…"].colour] == ["policy:run@…"]

@@ -311,7 +311,7 @@ class Evaluator:
                     answer = first.module.decode(latents, *first.args, **first.kwargs)
                 for row, call in enumerate(part):
                     own = answer if len(part) == 1 else tree_map_only(Tensor, itemgetter(slice(row, row + 1)), answer)
-                    if (image := tree_leaves(own)[0]).isfinite().all():
+                    if (image := next(part for part in tree_leaves(own) if isinstance(part, Tensor))).isfinite().all():
                         call.answer(own)
                     else:
                         # The pipeline's post-processing would turn infinity into white, and raise for NaN.

@@ -77,6 +77,8 @@ def _kinds(one: Any, two: Any) -> Any:
         return changed[0]
     (mine, structure), (other, another) = _opened(one), _opened(two)
     if structure.is_leaf() or another.is_leaf():
+        if isinstance(one, (*CONTAINERS, Mapping)) and not isinstance(one, torch.Size):
+            raise ValueError(f"entries of a {type(one).__name__}")  # torch cannot take it apart
         return CONSTANT
     if len(mine) != len(other):
         if len(other) != 2 * len(mine) or not isinstance(one, list | tuple):

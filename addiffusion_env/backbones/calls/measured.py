@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils._pytree import tree_unflatten
 
 from addiffusion_env.backbones.calls.evaluator import Evaluator
 from addiffusion_env.backbones.calls.guards import kept_precision, pipeline_errors
@@ -17,7 +17,7 @@ from addiffusion_env.backbones.calls.joining import CONSTANT
 from addiffusion_env.backbones.calls.latent_layout import LatentLayout, learn_layout
 from addiffusion_env.backbones.calls.networks import warn_not_joined
 from addiffusion_env.backbones.calls.open_call import AtDecode, AtStep, NetworkRequest
-from addiffusion_env.backbones.calls.recording import same
+from addiffusion_env.backbones.calls.recording import flattened, same
 from addiffusion_env.backbones.calls.requests import CallRequest, Evaluation
 from addiffusion_env.errors import CapabilityError
 
@@ -209,7 +209,7 @@ def response(evaluator: Evaluator, request: CallRequest, scale: float | None, on
     seen = 0
     while (asked := call.request) is not None:
         answer = evaluator.networks.blank_answer(asked)
-        leaves, structure = tree_flatten(answer)
+        leaves, structure = flattened(answer)
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         # Each entry of its only tensor belongs to a row; of several, each tensor.
         rows = list(tensors[0]) if len(tensors) == 1 else tensors

@@ -66,10 +66,10 @@ def form_of(value: Any) -> Any:
     if isinstance(value, Tensor):
         return value.ndim
     if isinstance(value, Mapping):
-        return (*value, *map(form_of, value.values()))
+        return (type(value).__name__, *value, *map(form_of, value.values()))
     if isinstance(value, list | tuple):
         # The length of a list may be the number of images.
-        return ("list", *dict.fromkeys(map(form_of, value)))
+        return (type(value).__name__, *dict.fromkeys(map(form_of, value)))
     return value is None
 
 
@@ -254,7 +254,8 @@ class OpenCall:
         count = self._made.get(name, 0)
         self._made[name] = count + 1
         inputs = (args, kwargs)
-        request = NetworkRequest((name, count), module, inputs, (name, form_of(args), form_of(kwargs)))
+        form = (name, form_of(args), form_of(kwargs), kwargs.get("return_dict"))
+        request = NetworkRequest((name, count), module, inputs, form)
         if self.recorder is not None:
             self.recorder.asked(request)
         return self._wait(request)

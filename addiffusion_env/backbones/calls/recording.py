@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_unflatten
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 CONTAINERS = (list, tuple, dict)
 
@@ -132,7 +132,7 @@ class Recorder(TorchDispatchMode):
 
     def mark(self, value: Any) -> tuple[Var, ...]:
         """Marks the tensors in a value, so that operations on them are recorded."""
-        tensors = [part for part in tree_leaves(value) if isinstance(part, Tensor)]
+        tensors = [part for part in flattened(value)[0] if isinstance(part, Tensor)]
         made = tuple(map(Var, range(self._count, self._count + len(tensors))))
         self._count += len(tensors)
         self._known.update((id(tensor), (tensor, var)) for tensor, var in zip(tensors, made, strict=True))

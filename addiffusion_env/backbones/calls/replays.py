@@ -340,7 +340,7 @@ class Replays:
     def _state(self) -> Any:
         """The state of the pipeline that its loop may read: its plain attributes, and those of guiders."""
         public = [(name, part) for name, part in self.pipe.__dict__.items() if name[0] != "_"]
-        plain = [pair for pair in public if type(pair[1]) in (bool, int, float, str)]
+        plain = [pair for pair in public if isinstance(pair[1], bool | int | float | str)]
         guiders = [part for _, part in public if type(part).__module__.startswith("diffusers.guiders")]
         return (*plain, *((id(part), str(sorted(vars(part).items(), key=str))) for part in guiders))
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from addiffusion_env.backbones.calls.open_call import AtStep, OpenCall
-from addiffusion_env.backbones.calls.recording import Program, Recorder, Var, same
+from addiffusion_env.backbones.calls.recording import Program, Recorder, Var, flattened, same
 from addiffusion_env.backbones.calls.stand_ins import copied, scheduler_copy, scheduler_values
 from addiffusion_env.backbones.conventions import Convention, check_plan, convention_of
 
@@ -302,8 +302,7 @@ class SchedulerSteps:
 
 def _remembered(state: State | None) -> list[Tensor]:
     """The tensors in a scheduler's state: latents and predictions of a lane."""
-    values = () if state is None else state["values"].values()
-    parts = [part for value in values for part in (value if isinstance(value, list) else (value,))]
+    parts = [] if state is None else flattened(dict(state["values"]))[0]
     return [part for part in parts if isinstance(part, Tensor) and part.ndim > 1]
 
 

@@ -111,10 +111,13 @@ def _scheduler_class(kind: type) -> type:
         def __hash__(cls) -> int:
             return hash(kind)
 
-    names = list(inspect.signature(kind.step).parameters)[1:]  # type: ignore[attr-defined]
+    parameters = list(inspect.signature(kind.step).parameters.values())[1:]  # type: ignore[attr-defined]
+    names = [own.name for own in parameters if own.kind in (own.POSITIONAL_ONLY, own.POSITIONAL_OR_KEYWORD)]
 
     @functools.wraps(kind.step)  # type: ignore[attr-defined]
     def step(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if len(args) > len(names):
+            raise TypeError(f"{kind.__name__}.step got {len(args)} positional arguments, it names {len(names)}")
         given = {**dict(zip(names, args, strict=False)), **kwargs}
         output, time, sample = (given.pop(name) for name in names[:3])
         return self._open_call.on_step(output, time, sample, given)
