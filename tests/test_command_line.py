@@ -173,9 +173,10 @@ def test_a_checkout_is_compared_with_itself(capsys, tmp_path):
 
 def test_bench_prints_a_ratio_and_writes_json(capsys, tmp_path):
     path = tmp_path / "bench.json"
-    arms = ["--arms", "bare", "vector", "--samplers", "fixed:2"]
+    arms = ["--arms", "bare", "vector", "--samplers", "fixed:2", "--load", "dtype=float32"]
     main(["bench", "--lanes", "1", "--steps", "2", "--rounds", "1", "--images", "1", *arms, "--json", str(path)])
     assert "of bare" in capsys.readouterr().out
     found = json.loads(path.read_text())
     assert [row["arm"] for row in found["rows"]][::2] == ["bare denoiser loop", "AdaptivePipeline, fixed:2"]
     assert 0 < found["rows"][1]["of_bare"] < 2
+    assert found["options"] == "dtype=float32" and found["load"] >= 0  # the machine's load beside it

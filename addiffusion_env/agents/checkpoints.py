@@ -21,6 +21,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.vec_env import VecMonitor
 
+from addiffusion_env.envs.slot import plain_copy
 from addiffusion_env.errors import ResumeError, RunFolderError
 from addiffusion_env.files import whole_file
 
@@ -134,15 +135,6 @@ def load_buffer_state(buffer: ReplayBuffer, state: Mapping[str, Any], place: int
 def _on(value: Any, device: torch.device) -> Any:
     """Nested lists of tensors as tuples of tensors on a device."""
     return value.to(device) if isinstance(value, torch.Tensor) else tuple(_on(item, device) for item in value)
-
-
-def plain_copy(value: Any) -> Any:
-    """Nested dicts and lists with their tensors copied to the CPU: training keeps changing the originals."""
-    if isinstance(value, torch.Tensor):
-        return value.detach().cpu().clone()
-    if isinstance(value, Mapping):
-        return {key: plain_copy(item) for key, item in value.items()}
-    return [plain_copy(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 class Snapshot:

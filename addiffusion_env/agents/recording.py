@@ -177,16 +177,16 @@ class Recording:
 def take_at_most(source: PromptSource, count: int) -> list[Prompt]:
     """The first ``count`` prompts of a source, or all that it has."""
 
-    def lacks(number: int) -> bool:
+    def taken(number: int) -> list[Prompt] | None:
         try:
-            return len(source.take(number, seed=PROMPT_SEED)) < number
+            return source.take(number, seed=PROMPT_SEED)
         except PromptError:  # an exhausted grammar; lists return what they have
-            return True
+            return None
 
-    if not lacks(count):
-        return source.take(count, seed=PROMPT_SEED)
-    has = bisect_left(range(count), True, key=lacks) - 1
-    return source.take(has, seed=PROMPT_SEED)
+    found = taken(count)
+    if found is None:
+        found = taken(bisect_left(range(count), True, key=lambda number: taken(number) is None) - 1)
+    return found or []
 
 
 def _mapping(value: Any, key: str) -> dict[str, Any]:

@@ -28,14 +28,14 @@ from torch import nn
 
 from addiffusion_env.agents.algorithms import make_model
 from addiffusion_env.agents.callbacks import pattern_entropy
-from addiffusion_env.agents.checkpoints import plain_copy, rng_state, set_rng_state
+from addiffusion_env.agents.checkpoints import rng_state, set_rng_state
 from addiffusion_env.agents.imitation import Demonstrations, imitate
 from addiffusion_env.agents.policy import action_probabilities
 from addiffusion_env.agents.recording import PROMPT_SEED, Recording, TabularConfig
 from addiffusion_env.backbones.fingerprint import digest_of
 from addiffusion_env.backbones.identity import described
 from addiffusion_env.envs.settings import EnvSettings, load_backbone, load_scorers
-from addiffusion_env.envs.slot import Framer
+from addiffusion_env.envs.slot import Framer, plain_copy
 from addiffusion_env.errors import ConfigError
 from addiffusion_env.files import whole_file, write_text
 from addiffusion_env.rewards import make_reward
@@ -171,6 +171,7 @@ def train_on_table(
         [mdp.table.prompt_ids, mdp.table.seeds.tolist()],
         described({"process": mdp.transitions, "utility": mdp.utility, "reward": settings.reward}),
         [settings.keys(), settings.cost_range()],
+        # Two constants that were settings once, so that weights of former runs are found.
         json.loads(
             json.dumps({"prompt_seed": PROMPT_SEED, "watch_every": WATCH_EVERY, **asdict(tabular)}, default=str)
         ),

@@ -186,7 +186,7 @@ def remember_config(folder: Path, config: Mapping[str, Any], resume: bool) -> No
     if (stored := _remembered(path, resume)) is not None:
         old = renamed(stored, note=False)
         before, now = (
-            {key: value for key, value in made.items() if key not in (*MAY_CHANGE, *REMOVED) and value is not None}
+            {key: value for key, value in made.items() if key not in MAY_CHANGE and value is not None}
             for made in (old, config)
         )
         if (gone := old.get("vec_env", "lanes")) != "lanes":
@@ -194,10 +194,8 @@ def remember_config(folder: Path, config: Mapping[str, Any], resume: bool) -> No
                 f"run {folder} was made with vec_env={gone}, which no longer exists: its checkpoints cannot be read",
                 "choose another run_dir, delete the folder to start again, or resume it with the version that made it",
             )
-        same = (
-            *(f"{key}: " for key in REMOVED if key != "tabular.prompt_seed"),
-            f"tabular.prompt_seed: {PROMPT_SEED} ->",
-        )
+        passed = {*REMOVED} - {"tabular.prompt_seed"}
+        same = (*(key + end for key in passed for end in ":."), f"tabular.prompt_seed: {PROMPT_SEED} ->")
         if changed := [line for line in differences(before, now) if not line.startswith(same)]:
             raise ResumeError(
                 f"run {folder} was made with another configuration ({listed(changed)})",

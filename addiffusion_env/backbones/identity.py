@@ -82,30 +82,18 @@ def results_digest(identity: Mapping[str, Any]) -> str:
     Args:
         identity: of the component, as :func:`described`.
     """
-    found = list(_decisive(identity))
+    found = list(_entries(identity, DECISIVE))
     if all(key == "class" for key, _ in found):  # it describes itself, for example by the content of an engine's file
         return digest_of(identity)
-    return digest_of(sorted(json.dumps(entry) for entry in found))
-
-
-def _decisive(identity: Any) -> Iterator[list[Any]]:
-    if isinstance(identity, Mapping):
-        for key, value in identity.items():
-            if key == "class":
-                yield [key, str(value).rpartition(".")[2]]  # its module may move in another version
-            elif key in DECISIVE:
-                yield [key, value]
-            else:
-                yield from _decisive(value)
-    elif isinstance(identity, list):
-        for value in identity:
-            yield from _decisive(value)
+    # Of a class the name alone: its module may move in another version.
+    named = ([key, str(value).rpartition(".")[2] if key == "class" else value] for key, value in found)
+    return digest_of(sorted(map(json.dumps, named)))
 
 
 def packages(identity: Any) -> dict[str, str]:
     """Installed package -> version, for all classes in an identity; without the local version label (``+cu130``)."""
     found = {}
-    for name in sorted({str(kind).partition(".")[0] for kind in _classes(identity)} | {"torch"}):
+    for name in sorted({str(kind).partition(".")[0] for _, kind in _entries(identity, ("class",))} | {"torch"}):
         for distribution in _distributions().get(name, ()):
             found[distribution] = metadata.version(distribution).partition("+")[0]
     found.pop("addiffusion-env", None)  # the installed version may be older than the running code
@@ -312,16 +300,17 @@ def _distributions() -> Mapping[str, Sequence[str]]:
     return {name: sorted(set(found)) for name, found in metadata.packages_distributions().items()}
 
 
-def _classes(identity: Any) -> Iterator[Any]:
+def _entries(identity: Any, keys: Sequence[str]) -> Iterator[tuple[str, Any]]:
+    """(key, value) of all entries under some keys, at any depth but inside one another."""
     if isinstance(identity, Mapping):
         for key, value in identity.items():
-            if key == "class":
-                yield value
+            if key in keys:
+                yield key, value
             else:
-                yield from _classes(value)
+                yield from _entries(value, keys)
     elif isinstance(identity, list):
         for value in identity:
-            yield from _classes(value)
+            yield from _entries(value, keys)
 
 
 def _flat(value: Any, place: str = "") -> Iterator[tuple[str, Any]]:

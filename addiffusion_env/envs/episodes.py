@@ -19,7 +19,7 @@ from addiffusion_env.engine.engine import Engine
 from addiffusion_env.engine.lane import Begin, Fault, FaultCount, Lane, Request, open_lanes
 from addiffusion_env.engine.process import Action
 from addiffusion_env.envs.settings import EnvSettings, load_backbone, load_scorers
-from addiffusion_env.envs.slot import Columns, Framer, InfoMaker, Slot, draw, info_of, numbers_of, portable
+from addiffusion_env.envs.slot import Columns, Framer, InfoMaker, Slot, draw, info_of, numbers_of, plain_copy
 from addiffusion_env.errors import CapabilityError, ConfigError, EpisodeOverError, IllegalActionError
 from addiffusion_env.observations import needs_preview
 from addiffusion_env.observations.features import Frame, Observer
@@ -364,7 +364,7 @@ class Episodes:
         """For pickle and copy: the settings, from which the weights are loaded again, and the state of every lane."""
         return {
             "settings": self.settings,
-            "slots": portable([None if slot is None else slot.state() for slot in self.slots]),
+            "slots": plain_copy([None if slot is None else slot.state() for slot in self.slots]),
             # A state holds plain values only; a prompt's attributes for a user's scorer are kept here.
             "prompts": [None if slot is None else slot.lane.prompt for slot in self.slots],
             "faults": self.engine.faults,

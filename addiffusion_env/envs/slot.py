@@ -210,13 +210,16 @@ class Slot:
         )
 
 
-def portable(state: Any) -> Any:
-    """A state with its tensors copied to the CPU: a row of a batch would keep the storage of the whole batch."""
+def plain_copy(state: Any) -> Any:
+    """Nested dicts and lists with their tensors copied to the CPU.
+
+    Training keeps changing its own tensors, and a row of a batch would keep the storage of the whole batch.
+    """
     if isinstance(state, torch.Tensor):
         return state.detach().cpu().clone()
     if isinstance(state, Mapping):
-        return {key: portable(value) for key, value in state.items()}
-    return [portable(value) for value in state] if isinstance(state, list | tuple) else state
+        return {key: plain_copy(value) for key, value in state.items()}
+    return [plain_copy(value) for value in state] if isinstance(state, list | tuple) else state
 
 
 @dataclass(frozen=True)

@@ -171,9 +171,7 @@ def _compared(pair: Sequence[Checkout], arm: int, name: str, lanes: int, rounds:
 def run(chosen: argparse.Namespace, samplers: Sequence[str], load: Mapping[str, Any]) -> None:
     """Compares, prints the table and writes the JSON."""
     found = compare(chosen, samplers, load)
-    where = setting(torch.device("cpu"), chosen.clock)
-    if chosen.load:
-        where["load"] = " ".join(chosen.load)
+    where = setting(torch.device("cpu"), chosen.clock, chosen.load)
     print(f"{HERE} against {chosen.against}, {', '.join(f'{key} {value}' for key, value in where.items())}")
     print(table(found))
     if chosen.json is not None:

@@ -46,9 +46,7 @@ def run_setup(setup: BenchmarkSetup, chosen: argparse.Namespace, samplers: Seque
     for lanes in chosen.lanes:
         sized = replace(setup, lanes=lanes, images=chosen.images or 2 * lanes)
         results += measure(sized, chosen.arms, samplers, chosen.rounds, chosen.clock)
-    where = setting(setup.backbone.device, chosen.clock)
-    if getattr(chosen, "load", None):
-        where["load"] = " ".join(chosen.load)
+    where = setting(setup.backbone.device, chosen.clock, getattr(chosen, "load", ()))
     print(f"{setup.backbone.name}, {setup.steps} steps, {', '.join(f'{key} {value}' for key, value in where.items())}")
     print(table(results))
     if chosen.json is not None:

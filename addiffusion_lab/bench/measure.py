@@ -225,8 +225,8 @@ def table(results: Sequence[ArmResult]) -> str:
     return markdown_table(HEADS, map(row, results))
 
 
-def setting(device: torch.device, clock: str) -> dict[str, Any]:
-    """The machine and clock of the measurement, with the machine's load."""
+def setting(device: torch.device, clock: str, options: Sequence[str] = ()) -> dict[str, Any]:
+    """The machine and clock of the measurement, with the machine's load, and the ``options`` of loading the model."""
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     return {
         "device": device_in_words(device),
@@ -234,6 +234,7 @@ def setting(device: torch.device, clock: str) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "clock": clock,
         "load": load,
+        **({"options": " ".join(options)} if options else {}),
     }
 
 
