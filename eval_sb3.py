@@ -32,10 +32,11 @@ def evaluate(config: dict[str, Any]) -> Report | None:
     """Makes what is missing, writes the report, prints its table; with ``plan`` only prints what is missing."""
     from tqdm import tqdm
 
+    from addiffusion_env.agents.factory import is_remote
     from addiffusion_env.backbones.devices import resolve_device
     from addiffusion_env.envs.settings import load_backbone, load_scorers
     from addiffusion_env.evaluation.choices import make_extras, make_samplers, out_folder, take_prompts, with_defaults
-    from addiffusion_env.evaluation.cost import plan_cost
+    from addiffusion_env.evaluation.cost import plan_cost, warm_up
     from addiffusion_env.evaluation.eval_config import EvaluationConfig
     from addiffusion_env.evaluation.filmstrips import render_filmstrips
     from addiffusion_env.evaluation.judges import Judges, described
@@ -59,7 +60,7 @@ def evaluate(config: dict[str, Any]) -> Report | None:
     make = maker(config["rollouts"], samplers, settings, config["judges"])  # before planning binds the samplers
     plans = plan(samplers, prompts, config["seeds"], context)
     waiting = to_make(folder, plans, config["shard_size"])
-    cost = plan_cost(plans, context, waiting, config["max_lanes"])
+    cost = plan_cost(plans, context, waiting, config["max_lanes"], measure=config["plan"])
     if config["plan"]:
         print(cost.table())
         return None
@@ -68,6 +69,8 @@ def evaluate(config: dict[str, Any]) -> Report | None:
     write_manifest(folder, plans, backbone.name, config, config["margin"], config["cost_per_nfe"], made_by)
     keep = config["keep_images"] or any(extra.needs_images for extra in extras)
     print(cost, *filter(None, [others]), sep="\n", flush=True)
+    if any(waiting) and not is_remote(config["rollouts"]):
+        warm_up(backbone, context.scorers, process, prompts)
     total = sum(len(entry.jobs) for entry in plans)
     dropped: list[str] = []
     with tqdm(total=total, unit="image", disable=None if config["progress_bar"] else True) as bar:

@@ -113,13 +113,11 @@ def measure_units(
     lanes = lanes_of(max_lanes, "max_lanes")[0]
 
     def run(steps: int, looks: bool, count: int) -> tuple[Meter, Engine, float]:
-        schedule = fixed_schedule(process, steps)  # it has a decision after every step
-        engine = Engine(backbone, scorers, solver=schedule.solver, decider=BaseSampler().decide)
         meter = Meter(backbone.device)
-        engine.run(play(backbone, schedule, prompts[i % len(prompts)], i, looks) for i in range(count))
+        engine = _schedules(backbone, scorers, process, prompts, steps, looks, count)
         return meter, engine, meter.read().seconds
 
-    run(SHORT, True, 1)  # the first calls load and compile
+    warm_up(backbone, scorers, process, prompts)
     count = 1 if run(SHORT, False, 1)[2] > SLOW * SHORT else lanes
     run(SHORT, True, count)
     _, few, short = run(SHORT, False, count)
@@ -133,6 +131,27 @@ def measure_units(
     return UnitCosts(
         call, look, finish, process.network_calls[process.guidance_scale != 1], count, seen.read().peak_bytes
     )
+
+
+def warm_up(backbone: Backbone, scorers: ImageScorers, process: ProcessConfig, prompts: Sequence[Prompt]) -> None:
+    """Generates one short image: the first calls of a network load and compile, which is no time of an image's."""
+    _schedules(backbone, scorers, process, prompts, SHORT, True, 1)
+
+
+def _schedules(
+    backbone: Backbone,
+    scorers: ImageScorers,
+    process: ProcessConfig,
+    prompts: Sequence[Prompt],
+    steps: int,
+    looks: bool,
+    count: int,
+) -> Engine:
+    """Runs ``count`` images of fixed steps; returns the engine, for its counters."""
+    schedule = fixed_schedule(process, steps)  # it has a decision after every step
+    engine = Engine(backbone, scorers, solver=schedule.solver, decider=BaseSampler().decide)
+    engine.run(play(backbone, schedule, prompts[i % len(prompts)], i, looks) for i in range(count))
+    return engine
 
 
 @dataclass(frozen=True)
@@ -173,7 +192,7 @@ class RunCost:
 
     Attributes:
         stages: in order.
-        units: measured; ``None`` where there is nothing left to do.
+        units: measured; ``None`` where they were not, or there is nothing left to do.
         images: number of images of the whole run, those that are recorded already included.
     """
 
@@ -188,15 +207,12 @@ class RunCost:
     def __str__(self) -> str:
         """One line, as an evaluation prints before it starts."""
         waiting = sum((stage.least for stage in self.stages), Work())
-        count = f"{self.images} images, {waiting.images:.0f} of them to be generated"
-        if self.units is None:
-            return f"plan: {count}"
         most = sum((stage.most for stage in self.stages), Work())
-        few, many = self.units.seconds(waiting) / 60, self.units.seconds(most) / 60
+        count = f"{self.images} images, {waiting.images:.0f} of them to be generated"
+        if not waiting.images:
+            return f"plan: {count}"
         nfe = f"{waiting.nfe:,.0f}" if waiting.nfe == most.nfe else f"{waiting.nfe:,.0f} to {most.nfe:,.0f}"
-        time_words = f"{few:.1f} to {many:.1f} minutes" if many > few else f"{few:.1f} minutes"
-        step = 1000 * self.units.call * self.units.guided
-        return f"plan: {count}; {nfe} NFE, {time_words} at {step:.0f} ms an evaluation (measured now)"
+        return f"plan: {count}; {nfe} NFE"
 
     def table(self) -> str:
         """Every stage on a line, the sum, and what fewer prompts would take."""
@@ -278,7 +294,11 @@ def table_bytes(process: ProcessConfig, attempts: int, width: int) -> float:
 
 
 def plan_cost(
-    plans: Sequence[Plan], context: EvaluationContext, waiting: Sequence[int], max_lanes: int | str
+    plans: Sequence[Plan],
+    context: EvaluationContext,
+    waiting: Sequence[int],
+    max_lanes: int | str,
+    measure: bool = True,
 ) -> RunCost:
     """Counts the remaining work of an evaluation, and measures the speed of this machine.
 
@@ -287,6 +307,7 @@ def plan_cost(
         context: what they run on.
         waiting: number of missing images of each plan, by :func:`addiffusion_env.evaluation.runner.to_make`.
         max_lanes: number of images in progress at once; the speed is measured with fewer where fewer are missing.
+        measure: whether to measure, which takes as long as some images.
     """
     stages = []
     for entry, count in zip(plans, waiting, strict=True):
@@ -294,7 +315,7 @@ def plan_cost(
         expected = (least + most).times(0.5)
         stages.append(Stage(entry.sampler.name, least, most, expected, disk=RECORD_BYTES * count))
     units = None
-    if any(waiting):
+    if measure and any(waiting):
         lanes = min(lanes_of(max_lanes, "max_lanes")[0], max(waiting))  # samplers run one after the other
         prompts = [job.prompt for job in plans[0].jobs[:lanes]]
         units = measure_units(context.backbone, context.scorers, context.process, prompts, lanes)
