@@ -85,6 +85,8 @@ def draw_curves(runs: Sequence[Path], tags: Sequence[str] = TAGS, names: Sequenc
             name = names[place] if place < len(names) else run.name
             panel.plot(steps, values, LINES[place % len(LINES)], color=PALETTE[place % len(PALETTE)], label=name)
         panel.set_xlabel("decisions", fontsize=FONT)
+        panel.locator_params(axis="x", nbins=4)  # the labels of 100,000 decisions would touch
+        panel.xaxis.set_major_formatter("{x:,.0f}")
         panel.set_title(LABELS.get(tag, tag), fontsize=FONT)
         panel.grid(color=GRID)
     lines, labels = panels[0][0].get_legend_handles_labels()
