@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 from addiffusion_env.backbones import BACKBONES, traits_of
 from addiffusion_env.backbones.base import Backbone, Capabilities, Load
-from addiffusion_env.backbones.solvers import check_solver_name
+from addiffusion_env.backbones.solvers import check_solver
 from addiffusion_env.engine.lane import FaultCount
 from addiffusion_env.engine.process import REFINE_PRESETS, ProcessConfig, RefineConfig
 from addiffusion_env.errors import ConfigError, check_settings, nearest, unknown
@@ -108,7 +108,7 @@ class EnvSettings:
         if isinstance(self.backbone, str):
             BACKBONES[self.backbone]
         if self.solver is not None:
-            check_solver_name(self.solver)
+            check_solver(self.solver)
         self._check_pipe()
         if self.render_mode is not None and self.render_mode not in RENDER_MODES:
             raise unknown("render_mode", str(self.render_mode), RENDER_MODES)

@@ -206,7 +206,6 @@ def test_a_mistyped_name_is_refused(settings, error, wrong):
         ({"cost_per_nfe": [0.3, 0.1]}, "cost_per_nfe must be .* with 0 <= low <= high"),
         ({"dtype": "float16"}, "float16 was requested on the CPU"),
         ({"steps": 5000}, "steps must be 1 to 1000, got 5000"),
-        ({"solver": "euler_flow"}, "euler_flow is for rectified flows"),
         ({"max_decisions": 0}, "max_decisions must be at least 1, got 0"),
     ],
 )
