@@ -28,6 +28,9 @@ REMOVED = {
     "rollouts.object_store_mb": "leave it out: a local Ray gets 200 MiB; set up a cluster of your own for more",
     "tabular.prompt_seed": "leave it out: the prompts of a table are always the same",
     "tabular.watch_every": "leave it out: the policy is measured on its table every ten updates",
+    "hypotheses.nfe_points": "leave it out: the policy is compared at the mean NFE of each of its costs",
+    "env.reference_steps": "leave it out: a bonus no longer compares with a reference schedule",
+    "env.reward.terminal_bonus.relative": "leave it out: a bonus no longer compares with a reference schedule",
 }
 """Keys of earlier versions -> what to do instead."""
 

@@ -41,7 +41,6 @@ class Transition:
         cost_per_nfe: (B,) cost per NFE in this episode.
         action: (B,) the action taken.
         terminal: (B,) bool, whether the image is finished.
-        reference: (B,) preference of the reference schedule's image (same prompt and seed); NaN without a reference.
     """
 
     clip_before: np.ndarray
@@ -54,7 +53,6 @@ class Transition:
     cost_per_nfe: np.ndarray
     action: np.ndarray
     terminal: np.ndarray
-    reference: np.ndarray
 
     @classmethod
     def of(
@@ -66,7 +64,6 @@ class Transition:
         cost_per_nfe: np.ndarray,
         action: np.ndarray,
         terminal: np.ndarray,
-        reference: np.ndarray | None = None,
     ) -> Transition:
         """From the scores before and after a step; the other arguments are the attributes of the class."""
         nothing = float("nan")
@@ -81,7 +78,6 @@ class Transition:
             cost_per_nfe=cost_per_nfe,
             action=action,
             terminal=terminal,
-            reference=np.full(len(nfe), nothing) if reference is None else reference,
         )
 
 
@@ -185,7 +181,6 @@ class TerminalBonus(RewardTerm):
         centre: utility at which a saturating bonus is one half.
         width: 0 for the utility u itself, in standard deviations; above 0 the bonus is ``sigmoid((u - centre) /
             width)``, in [0, 1], which saturates like a probability of being correct.
-        relative: 1 subtracts the reference schedule's preference (same prompt, same seed) first.
         clip_weight: see :class:`.Utility`, as for the next three; with weight 0 utility is preference.
         clip_centre: the CLIP score that counts as 0.
         clip_scale: its standard deviation.
@@ -195,7 +190,6 @@ class TerminalBonus(RewardTerm):
 
     centre: float = 0.0
     width: float = 0.0
-    relative: float = 0.0
     clip_weight: float = 0.0
     clip_centre: float = 0.0
     clip_scale: float = 1.0
@@ -217,8 +211,6 @@ class TerminalBonus(RewardTerm):
         """The bonus in terminal rows, else 0."""
         scores = (transition.preference_after.astype(np.float64), transition.clip_after.astype(np.float64))
         value = self.utility(*scores, transition.clip_text)
-        if self.relative:
-            value = value - transition.reference
         if self.width > 0:
             value = 1 / (1 + np.exp(-(value - self.centre) / self.width))
         return np.where(transition.terminal, value, 0.0)

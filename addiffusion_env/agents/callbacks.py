@@ -25,6 +25,12 @@ from addiffusion_env.errors import RunFolderError
 PICTURES_EVERY = 256
 """Decisions between two grids of images in TensorBoard, where a rollout is shorter: DQN's takes a few."""
 
+IMAGES, COLUMNS = 16, 4
+"""Number of most recent images in the grid, and its columns."""
+
+WINDOW = 200
+"""Number of most recent episodes that the means are taken over."""
+
 CELL, CAPTION = 96, 14
 """Pixels of an image in such a grid, and of the line below it."""
 
@@ -36,19 +42,17 @@ class EpisodeLog(BaseCallback):
 
     Args:
         hyperparameters: shown in TensorBoard's HPARAMS tab next to the last return and NFE.
-        images: number of most recent images in the image grid.
-        window: number of most recent episodes that the means are taken over.
 
     Attributes:
         faults: number of dropped episodes (reason in ``info["fault"]``); they enter no mean.
         prompt_ids: ids of all prompts used by episodes, including those before a resume.
     """
 
-    def __init__(self, hyperparameters: dict[str, Any], images: int = 16, window: int = 200) -> None:
+    def __init__(self, hyperparameters: dict[str, Any]) -> None:
         super().__init__()
         self.hyperparameters = hyperparameters
-        self.episodes: deque[dict[str, Any]] = deque(maxlen=window)
-        self.images: deque[tuple[np.ndarray, dict[str, Any]]] = deque(maxlen=images)
+        self.episodes: deque[dict[str, Any]] = deque(maxlen=WINDOW)
+        self.images: deque[tuple[np.ndarray, dict[str, Any]]] = deque(maxlen=IMAGES)
         self.terms: Counter[str] = Counter()
         self.decisions = 0
         self.faults = 0
@@ -155,9 +159,9 @@ def pattern_entropy(patterns: list[tuple[int, ...]]) -> float:
     return float(abs(np.sum(shares * np.log2(shares))))
 
 
-def image_grid(images: Sequence[np.ndarray], nfe: Sequence[float], columns: int = 4) -> np.ndarray:
+def image_grid(images: Sequence[np.ndarray], nfe: Sequence[float]) -> np.ndarray:
     """Finished images in a grid, each with its NFE below: (H, W, 3) uint8."""
-    columns = min(columns, len(images))
+    columns = min(COLUMNS, len(images))
     rows = -(-len(images) // columns)
     grid = Picture.new("RGB", (columns * CELL, rows * (CELL + CAPTION)), (24, 24, 28))
     draw = ImageDraw.Draw(grid)

@@ -80,7 +80,6 @@ def imitate(
     shown: Demonstrations,
     epochs: int = 6,
     batch_size: int = 512,
-    learning_rate: float = 1e-3,
     seed: int = 0,
 ) -> float:
     """Fits a policy to demonstrations: the actions by cross-entropy, the value function by squared error.
@@ -90,14 +89,13 @@ def imitate(
         shown: decisions to imitate.
         epochs: passes over them.
         batch_size: decisions per gradient step.
-        learning_rate: of Adam.
         seed: of the order of the batches.
 
     Returns:
         The share of actions that the policy takes as shown, over the last epoch.
     """
     policy = learner.policy
-    optimizer = torch.optim.Adam(policy.parameters(), learning_rate)
+    optimizer = torch.optim.Adam(policy.parameters(), lr=1e-3)
     tensors = {key: torch.from_numpy(value).to(policy.device) for key, value in shown.observations.items()}
     actions, returns = (torch.from_numpy(value).to(policy.device) for value in (shown.actions, shown.returns))
     rng, same = np.random.default_rng([seed, 912]), 0.0

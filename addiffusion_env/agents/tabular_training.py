@@ -57,13 +57,12 @@ WATCH_EVERY = 10
 """Updates between two measurements of the policy on its table."""
 
 
-def make_mdp(table: AttemptTable, settings: EnvSettings, refine: bool = True) -> TabularMDP:
+def make_mdp(table: AttemptTable, settings: EnvSettings) -> TabularMDP:
     """The decision process of an environment on a table of its attempts.
 
     Args:
         table: recorded with the environment's process.
         settings: of the environment.
-        refine: whether *refine* is ever legal.
 
     Raises:
         ConfigError: for a process that is not a table of attempts, or differs from the table's.
@@ -79,8 +78,7 @@ def make_mdp(table: AttemptTable, settings: EnvSettings, refine: bool = True) ->
         )
     highest = settings.cost_range()[1]
     most = Framer(backbone, process, load_scorers(backbone, settings.scorers), highest).max_nfe
-    limit = min(process.refine.limit, table.attempts - 1)
-    recorded = replace(process.refine, limit=limit, enabled=process.refine.enabled and refine)
+    recorded = replace(process.refine, limit=min(process.refine.limit, table.attempts - 1))
     transitions = Transitions.of(backbone, replace(process, refine=recorded))
     return TabularMDP(table, transitions, most, highest, process.refine.limit, process.refine.utility)
 

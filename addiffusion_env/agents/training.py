@@ -149,6 +149,9 @@ MAY_CHANGE = (
 )
 """Configuration keys that may change when a run is resumed."""
 
+NO_MORE = ("reward.classes.terminal_bonus.relative: 0.0 -> nothing",)
+"""Differences of identities that are only a removed setting which had no effect."""
+
 
 def run_folder(path: str | Path) -> Path:
     """Creates a run's folder and checks that it can be written.
@@ -227,7 +230,7 @@ def hold_to_identity(folder: Path, env: VecMonitor, resume: bool) -> dict[str, A
             )
     path = folder / IDENTITY_FILE
     if (stored := _remembered(path, resume)) is not None:
-        lines = differences(stored, found)
+        lines = [line for line in differences(stored, found) if line not in NO_MORE]
         mild = [line for line in lines if line.startswith("packages.") or line.partition(": ")[0].endswith(".device")]
         if len(mild) < len(lines):
             raise ResumeError(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from addiffusion_env.backbones.pipeline_backbone import PipelineBackbone
+from addiffusion_env.backbones.pipeline_options import SizeOption
 from addiffusion_env.backbones.pipelines import BACKBONE_OF, PipelineSpec
 from addiffusion_env.backbones.solvers import SCHEDULER
 from addiffusion_env.errors import WeightsError
@@ -21,10 +22,17 @@ if TYPE_CHECKING:
 
 
 class NamedPipeline(OnTheHub, PipelineBackbone):
-    """A :class:`PipelineBackbone` with a default checkpoint."""
+    """A :class:`PipelineBackbone` with a default checkpoint; ``image_size`` sets ``height`` and ``width``."""
 
     spec: ClassVar[PipelineSpec]
-    argument_options: ClassVar[Mapping[str, tuple[str, ...]]] = {"image_size": ("height", "width")}
+    more_options: ClassVar[tuple[str, ...]] = ("image_size",)
+
+    def __init__(
+        self, pipe: Any, arguments: Mapping[str, Any] | None = None, image_size: int | None = None, **options: Any
+    ) -> None:
+        SizeOption(image_size)
+        size = {} if image_size is None else {"height": image_size, "width": image_size}
+        super().__init__(pipe, {**size, **(arguments or {})}, **options)
 
     @classmethod
     def from_pipeline(cls, pipe: Any, pipeline_kwargs: Mapping[str, Any] | None = None, **options: Any) -> Self:
@@ -102,8 +110,8 @@ class SD35Backbone(NamedPipeline):
 class FluxBackbone(NamedPipeline):
     """FLUX.1-schnell: 1024x1024, four steps, velocity prediction, no classifier-free guidance.
 
-    ``max_sequence_length`` is 256 tokens of T5, as in training. FLUX.1-dev works too: it takes ``distilled_guidance``
-    as an input, by default the pipeline's value; use 28 steps for it.
+    ``max_sequence_length`` is 256 tokens of T5, as in training. FLUX.1-dev works too: its ``guidance_scale`` is an
+    input of the network, by default the pipeline's value; use 28 steps for it. Both are ``pipeline_kwargs``.
     """
 
     name = "flux"
@@ -115,11 +123,6 @@ class FluxBackbone(NamedPipeline):
         auto_dtype="bfloat16",  # as published; activations of T5 and of the transformer leave float16's range
     )
     own: ClassVar = {"num_inference_steps": 4, "max_sequence_length": 256}
-    argument_options: ClassVar = {
-        **NamedPipeline.argument_options,
-        "max_sequence_length": ("max_sequence_length",),
-        "distilled_guidance": ("guidance_scale",),
-    }
 
     def sigmas(self, steps: int, spacing: str) -> np.ndarray:
         """See :meth:`Backbone.sigmas`; ``FluxPipeline`` passes trailing timesteps to its scheduler."""

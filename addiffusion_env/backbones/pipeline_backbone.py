@@ -37,7 +37,7 @@ from addiffusion_env.backbones.calls.scheduler import SchedulerPlan, SchedulerSt
 from addiffusion_env.backbones.conventions import Discrete
 from addiffusion_env.backbones.fingerprint import name_of
 from addiffusion_env.backbones.identity import described
-from addiffusion_env.backbones.pipeline_options import ArgumentOptions, PipelineOptions
+from addiffusion_env.backbones.pipeline_options import PipelineOptions
 from addiffusion_env.backbones.pipelines import PipelineSpec, load_pipeline
 from addiffusion_env.backbones.schedules import rows
 from addiffusion_env.backbones.solvers import SCHEDULER, ddim_step
@@ -61,12 +61,12 @@ class PipelineBackbone(Backbone):
     Args:
         pipe: the pipeline, on its device; its weights are shared and it is not modified.
         arguments: keyword arguments of its ``__call__`` for every image (``height``, ``negative_prompt`` ...).
-        **options: the fields of :class:`PipelineOptions`, and :attr:`argument_options`.
+        **options: the fields of :class:`PipelineOptions`.
 
     Attributes:
         spec: the checkpoint of a backbone of one pipeline class; ``None`` for any pipeline.
         own: arguments of the pipeline's call that differ from the pipeline's own defaults.
-        argument_options: options that set arguments of the call: ``image_size`` sets ``height`` and ``width``.
+        more_options: further options of the class.
 
     Raises:
         CapabilityError: for a pipeline without a denoising loop, with a cache on its denoiser, or with a scheduler
@@ -78,20 +78,20 @@ class PipelineBackbone(Backbone):
     name = "diffusers"
     spec: ClassVar[PipelineSpec | None] = None
     own: ClassVar[Mapping[str, Any]] = {}
-    argument_options: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    more_options: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, pipe: Any, arguments: Mapping[str, Any] | None = None, **options: Any) -> None:
         self.options = self._options(options)
-        meant = ArgumentOptions.arguments(options, self.argument_options)
         self.pipe = pipe
-        self.arguments = PipelineArguments.of(pipe, {**self.own, **meant, **(arguments or {})})
+        self.arguments = PipelineArguments.of(pipe, {**self.own, **(arguments or {})})
         check_pipeline(pipe)
         self._measure()
 
     @classmethod
     def _options(cls, options: Mapping[str, Any], more: Sequence[str] = ()) -> PipelineOptions:
-        plain = {name: value for name, value in options.items() if name not in (*cls.argument_options, *more)}
-        return PipelineOptions.from_keywords(plain, cls.name, (*cls.argument_options, *more))
+        known = (*cls.more_options, *more)
+        plain = {name: value for name, value in options.items() if name not in known}
+        return PipelineOptions.from_keywords(plain, cls.name, known)
 
     def _measure(self) -> None:
         self.options.prepare(self.pipe)

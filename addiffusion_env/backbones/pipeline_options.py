@@ -19,35 +19,12 @@ OFFLOADS = ("none", "model", "sequential")
 
 
 @dataclass(frozen=True)
-class ArgumentOptions(Settings):
-    """Options that set arguments of a pipeline's call; each backbone declares which of them it supports.
-
-    Attributes:
-        image_size: side of the square image in pixels.
-        max_sequence_length: length of Flux's T5 input in tokens.
-        distilled_guidance: guidance scale that is an input of FLUX.1-dev's network.
-    """
+class SizeOption(Settings):
+    """``image_size``: side of the square image in pixels, of a backbone of one pipeline class."""
 
     section: ClassVar[str] = "backbone_options"
 
     image_size: int | None = None
-    max_sequence_length: int | None = None
-    distilled_guidance: float | None = None
-
-    @classmethod
-    def arguments(cls, options: Mapping[str, Any], names: Mapping[str, Sequence[str]]) -> dict[str, Any]:
-        """The arguments of the call that options set.
-
-        Args:
-            options: options of a backbone; those that are not fields of this class are ignored.
-            names: the supported options, each with the arguments that it sets.
-
-        Raises:
-            ConfigError: for a value of the wrong type.
-        """
-        chosen = {key: options[key] for key in names if options.get(key) is not None}
-        cls(**chosen)
-        return {name: value for key, value in chosen.items() for name in names[key]}
 
 
 @dataclass(frozen=True)
@@ -71,7 +48,9 @@ class PipelineOptions(Settings):
     section: ClassVar[str] = "backbone_options"
 
     retired: ClassVar[Mapping[str, str]] = {
-        "attention_slicing": "call pipe.enable_attention_slicing() on your own pipeline and give it as pipe="
+        "attention_slicing": "call pipe.enable_attention_slicing() on your own pipeline and give it as pipe=",
+        "max_sequence_length": "write it in backbone_options.pipeline_kwargs",
+        "distilled_guidance": "write it as guidance_scale in backbone_options.pipeline_kwargs",
     }
 
     preview: str | nn.Module | None = None

@@ -39,8 +39,6 @@ from addiffusion_env.errors import ConfigError, unknown
 class NoisePath(ABC):
     """Signal and noise scales as functions of sigma; see the module's table."""
 
-    name: str
-
     @abstractmethod
     def alpha(self, sigma: Tensor) -> Tensor:
         """Scale of the clean latents."""
@@ -65,8 +63,6 @@ class NoisePath(ABC):
 class VariancePreserving(NoisePath):
     """The path of DDPM, SD 1.x, SD 2.x and SDXL."""
 
-    name = "variance_preserving"
-
     def alpha(self, sigma: Tensor) -> Tensor:
         """``1 / sqrt(1 + sigma^2)``."""
         return torch.rsqrt(1 + sigma**2)
@@ -78,8 +74,6 @@ class VariancePreserving(NoisePath):
 
 class RectifiedFlow(NoisePath):
     """The straight path of rectified flow: Flux, SD 3."""
-
-    name = "rectified_flow"
 
     def alpha(self, sigma: Tensor) -> Tensor:
         """``1 - sigma``."""

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from addiffusion_env.backbones.batches import Latents
 from addiffusion_env.backbones.schedules import NoisePath, rows
-from addiffusion_env.errors import CapabilityError, unknown
+from addiffusion_env.errors import unknown
 from addiffusion_env.registry import Registry
 
 SOLVERS = Registry(
@@ -24,7 +24,6 @@ SOLVERS = Registry(
         "ddim": "addiffusion_env.backbones.solvers:ddim_step",
         "dpmpp_2m": "addiffusion_env.backbones.solvers:dpmpp_2m_step",
         "unipc": "addiffusion_env.backbones.solvers:unipc_step",
-        "euler_flow": "addiffusion_env.backbones.solvers:euler_flow_step",
     },
 )
 
@@ -33,7 +32,7 @@ SCHEDULER = "scheduler"
 """Instead of a solver: lanes use copies of the pipeline's own scheduler (:meth:`Backbone.scheduler_step`)."""
 
 
-def check_solver_name(name: str) -> None:
+def check_solver(name: str) -> None:
     """Refuses an unknown solver.
 
     Raises:
@@ -41,20 +40,6 @@ def check_solver_name(name: str) -> None:
     """
     if name != SCHEDULER and name not in SOLVERS:
         raise unknown("solver", name, [*SOLVERS, SCHEDULER])
-
-
-def check_solver(name: str, path: NoisePath) -> None:
-    """Refuses a solver that is not valid on a path.
-
-    Raises:
-        UnknownNameError: for an unknown solver.
-        CapabilityError: for Euler's flow step on a path that is not straight.
-    """
-    check_solver_name(name)
-    if name == "euler_flow" and path.name != "rectified_flow":
-        raise CapabilityError(
-            f"solver euler_flow is for rectified flows, this model is {path.name}", "use ddim, dpmpp_2m or unipc"
-        )
 
 
 class Solver(Protocol):
@@ -76,18 +61,12 @@ class Solver(Protocol):
 
 
 def ddim_step(path: NoisePath, latents: Latents, x0: Tensor, sigma_next: Tensor, last: Tensor | None = None) -> Latents:
-    """DDIM with eta 0 (arXiv:2010.02502, equation 12): keeps the noise and changes its scale. First order."""
+    """DDIM with eta 0 (arXiv:2010.02502, equation 12): keeps the noise and changes its scale. First order.
+
+    On a rectified flow this is Euler's step, ``x + (sigma' - sigma) v`` with ``v = (x - x0) / sigma``.
+    """
     noise = path.noise_of(latents.x, x0, latents.sigma)
     return Latents(path.mix(x0, noise, sigma_next), sigma_next, latents.history.then(x0, latents.sigma))
-
-
-def euler_flow_step(
-    path: NoisePath, latents: Latents, x0: Tensor, sigma_next: Tensor, last: Tensor | None = None
-) -> Latents:
-    """Euler's step of a rectified flow: ``x + (sigma' - sigma) v`` with ``v = (x - x0) / sigma``. First order."""
-    velocity = (latents.x - x0) / rows(latents.sigma, x0)
-    x = latents.x + rows(sigma_next - latents.sigma, x0) * velocity
-    return Latents(x, sigma_next, latents.history.then(x0, latents.sigma))
 
 
 def dpmpp_2m_step(

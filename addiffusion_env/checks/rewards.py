@@ -98,6 +98,5 @@ def _transition(first: bool) -> Transition:
         cost_per_nfe=np.full(LANES, 0.01),
         action=np.array([0, 2, 1, 0]),
         terminal=np.array([False, False, True, True]),
-        reference=np.full(LANES, np.nan),
         clip_text=texts / np.linalg.norm(texts, axis=1, keepdims=True),
     )

@@ -5,17 +5,16 @@ from __future__ import annotations
 import torch
 
 from addiffusion_env.backbones.batches import Latents
-from addiffusion_env.backbones.schedules import NoisePath, RectifiedFlow, VariancePreserving
-from addiffusion_env.backbones.solvers import Solver, check_solver
+from addiffusion_env.backbones.schedules import NoisePath, VariancePreserving
+from addiffusion_env.backbones.solvers import Solver
 from addiffusion_env.checks.base import require
-from addiffusion_env.errors import CapabilityError
 
 SHAPE = (3, 4, 6, 6)
 
 
 def it_lands_on_the_prediction(solver: Solver) -> None:
     """A step to noise level 0 gives the clean prediction itself."""
-    path, latents, x0 = _state(solver)
+    path, latents, x0 = _state()
     found = solver(path, latents, x0, torch.zeros(SHAPE[0], dtype=torch.float64))
     apart = float((found.x - x0).abs().max())
     require(apart < 1e-4, f"at noise level 0 it is {apart:.2g} off the prediction", "use first order in the last step")
@@ -25,7 +24,7 @@ def it_lands_on_the_prediction(solver: Solver) -> None:
 
 def rows_step_alone(solver: Solver) -> None:
     """A row's step does not depend on the others, each with its own noise level and history."""
-    path, latents, x0 = _state(solver)
+    path, latents, x0 = _state()
     sigma_next = latents.sigma * torch.tensor([0.5, 0.9, 0.1], dtype=torch.float64)
     twice = solver(path, solver(path, latents, x0, sigma_next), 0.9 * x0, sigma_next / 2)
     for index in range(SHAPE[0]):
@@ -37,7 +36,7 @@ def rows_step_alone(solver: Solver) -> None:
 
 def a_step_of_no_length_stays(solver: Solver) -> None:
     """A first step to the same noise level changes nothing."""
-    path, latents, x0 = _state(solver)
+    path, latents, x0 = _state()
     apart = float((solver(path, latents, x0, latents.sigma).x - latents.x).abs().max())
     require(apart < 1e-4, f"it moves by {apart:.2g}", "check the formula at sigma_next = sigma")
 
@@ -46,21 +45,8 @@ SOLVER_CONTRACTS = (it_lands_on_the_prediction, rows_step_alone, a_step_of_no_le
 """Subject: a function of the form :class:`Solver`."""
 
 
-def _path(solver: Solver) -> NoisePath:
-    """The usual path, or the straight one for a solver that supports only that."""
-    from addiffusion_env.backbones.solvers import SOLVERS
-
-    name = next((key for key in SOLVERS if SOLVERS.load(key) is solver), None)
-    try:
-        if name is not None:
-            check_solver(name, VariancePreserving())
-    except CapabilityError:
-        return RectifiedFlow()
-    return VariancePreserving()
-
-
-def _state(solver: Solver) -> tuple[NoisePath, Latents, torch.Tensor]:
-    path = _path(solver)
+def _state() -> tuple[NoisePath, Latents, torch.Tensor]:
+    path = VariancePreserving()
     generator = torch.Generator().manual_seed(0)
     x0, noise = torch.randn(SHAPE, generator=generator), torch.randn(SHAPE, generator=generator)
     sigma = torch.tensor([0.9, 0.6, 0.3], dtype=torch.float64)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 
 @dataclass
@@ -34,10 +34,6 @@ class Counters:
     capacity: int = 0
     queued_busy: int = 0
     queued_capacity: int = 0
-
-    def snapshot(self) -> dict[str, int]:
-        """The counts as a plain dict."""
-        return asdict(self)
 
     @property
     def utilisation(self) -> float:

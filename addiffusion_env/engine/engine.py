@@ -126,7 +126,7 @@ class Engine:
     counters: Counters = field(default_factory=Counters)
 
     def __post_init__(self) -> None:
-        check_solver(self.solver, self.backbone.path)
+        check_solver(self.solver)
         self._step = None if self.solver == SCHEDULER else SOLVERS.load(self.solver)
         self._joined: tuple[Sequence[Conditioning], Conditioning] | None = None
 

@@ -7,27 +7,23 @@ randomness is keyed: the j-th episode of a lane with seed s draws its prompt, it
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
 
-from addiffusion_env.backbones.fingerprint import digest_of
-from addiffusion_env.engine.coroutines import advance, env_step, finished, legal_actions
+from addiffusion_env.engine.coroutines import env_step, legal_actions
 from addiffusion_env.engine.engine import Engine
-from addiffusion_env.engine.lane import Begin, Fault, FaultCount, Lane, Request, open_lanes
+from addiffusion_env.engine.lane import Begin, Fault, FaultCount, Lane, open_lanes
 from addiffusion_env.engine.process import Action
 from addiffusion_env.envs.settings import EnvSettings, load_backbone, load_scorers
 from addiffusion_env.envs.slot import Columns, Framer, InfoMaker, Slot, draw, info_of, numbers_of, plain_copy
-from addiffusion_env.errors import CapabilityError, ConfigError, EpisodeOverError, IllegalActionError
+from addiffusion_env.errors import CapabilityError, EpisodeOverError, IllegalActionError
 from addiffusion_env.observations import needs_preview
 from addiffusion_env.observations.features import Frame, Observer
 from addiffusion_env.rewards import Transition, failures, make_reward, reward_error
 from addiffusion_env.scorers.image_scores import GeneratedImage, ImageScoresBatch, to_pixels
-
-REFERENCE_CACHE = 100_000
-"""Maximum number of cached reference scores, one per (prompt, seed)."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +69,6 @@ class Episodes:
             faults=FaultCount(settings.max_faults),
         )
         self.reward = make_reward(settings.reward)
-        self._check_reference()
         self.source = settings.prompt_source()
         width = self.backbone.capabilities.feature_dim or 0
         self.observer = Observer(self.scorers.clip_dim, settings.keys(), width)
@@ -83,16 +78,6 @@ class Episodes:
         self.framer = Framer(self.backbone, self.process, self.scorers, self.costs_per_nfe[1])
         self.infos = InfoMaker.of(self.backbone.capabilities, self.process, self.reward.terms)
         self.slots: list[Slot | None] = [None] * num_lanes
-        self._references: dict[tuple[str, int], float] = {}
-        self._reference_model = ""
-
-    def _check_reference(self) -> None:
-        bonus = self.reward.terms.get("terminal_bonus")
-        if bonus is not None and bonus.settings.get("relative") and self.settings.reference_steps is None:
-            raise ConfigError(
-                "terminal_bonus.relative compares with a reference schedule, and reference_steps is not set",
-                "set reference_steps, for example to 20",
-            )
 
     def begin(
         self, index: int, seed: int | None = None, options: Mapping[str, Any] | None = None, first: int = 0
@@ -181,7 +166,7 @@ class Episodes:
             for slot, action in zip(before, chosen, strict=True)
         ]
         results: list[tuple[Lane, GeneratedImage | None] | Fault] = self.engine.run(coroutines)
-        after = self._with_references([slot.after_step(result) for slot, result in zip(before, results, strict=True)])
+        after = [slot.after_step(result) for slot, result in zip(before, results, strict=True)]
         after, reward, terms = self._rewards(running, before, after, chosen)
         action, illegal = [-1] * len(lanes), [False] * len(lanes)
         for row, index in enumerate(running):
@@ -267,7 +252,6 @@ class Episodes:
         return slots, reward, terms
 
     def _transition(self, before: Sequence[Slot], after: Sequence[Slot], actions: Sequence[int]) -> Transition:
-        keys = [_key(slot.lane) if slot.image is not None else None for slot in after]
         now = ImageScoresBatch.of([slot.lane.scores for slot in after])
         return Transition.of(
             ImageScoresBatch.of([slot.lane.scores for slot in before]),
@@ -277,41 +261,7 @@ class Episodes:
             cost_per_nfe=np.array([slot.cost_per_nfe for slot in after]),
             action=np.array(actions),
             terminal=np.array([slot.image is not None for slot in after]),
-            reference=np.array([np.nan if key is None else self._references.get(key, np.nan) for key in keys]),
         )
-
-    def _with_references(self, slots: Sequence[Slot]) -> list[Slot]:
-        """Generates the reference images of episodes that have ended; their NFE is not charged to the episode.
-
-        An episode whose reference fails has no reward and is dropped.
-        """
-        steps = self.settings.reference_steps
-        if steps is None:
-            return list(slots)
-        ended = {_key(slot.lane): slot.lane for slot in slots if slot.image is not None}
-        if ended and (model := digest_of(self.backbone.identity)) != self._reference_model:
-            self._references, self._reference_model = {}, model  # the model has changed
-        missing = [key for key in ended if key not in self._references]
-        process = replace(self.process, steps=steps)
-        images = self.engine.run([self._reference_run(process, ended[key]) for key in missing])
-        failed: dict[tuple[str, int], Fault] = {}
-        for key, image in zip(missing, images, strict=True):
-            if isinstance(image, Fault):
-                failed[key] = image
-                continue
-            if len(self._references) >= REFERENCE_CACHE:
-                self._references.pop(next(iter(self._references)))
-            self._references[key] = float(image.scores.preference[0])
-        return [
-            replace(slot, image=None, fault=failed[_key(slot.lane)]) if _key(slot.lane) in failed else slot
-            for slot in slots
-        ]
-
-    def _reference_run(self, process: Any, fresh: Lane) -> Generator[Request, Any, GeneratedImage]:
-        fresh = yield Begin(process, fresh.prompt, fresh.seed)
-        while fresh.remaining:
-            fresh = yield from advance(process, fresh)
-        return (yield from finished(fresh))
 
     # ------------------------------------------------------------------ observation
     def observe(self) -> dict[str, np.ndarray]:
@@ -386,7 +336,3 @@ class Episodes:
             if entry["lane"] is None
             else Slot.restored(self.backbone, entry)
         )
-
-
-def _key(lane: Lane) -> tuple[str, int]:
-    return lane.prompt.prompt_id, lane.seed

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 from addiffusion_env.backbones import BACKBONES, traits_of
 from addiffusion_env.backbones.base import Backbone, Capabilities, Load
-from addiffusion_env.backbones.solvers import check_solver_name
+from addiffusion_env.backbones.solvers import check_solver
 from addiffusion_env.engine.lane import FaultCount
 from addiffusion_env.engine.process import REFINE_PRESETS, ProcessConfig, RefineConfig
 from addiffusion_env.errors import ConfigError, check_settings, nearest, unknown
@@ -65,7 +65,6 @@ class EnvSettings:
             timestep, quality. ``"denoiser"``: features, prompt, timestep, spent, none of which needs a preview.
             ``"denoiser_checked"``: in addition attempts and checked, from the scores of finished images. Presets
             include ``cost_per_nfe`` if it varies.
-        reference_steps: steps of the reference schedule with which a relative terminal bonus compares.
         max_faults: number of episodes that may be dropped (truncated, with ``info["fault"]``) because their lane alone
             failed (NaN, a scorer that raises) before the environment raises the error; 0 raises the first one.
         halve_lanes: whether to halve the batch of model calls, with a warning, when the device's memory runs out.
@@ -97,7 +96,6 @@ class EnvSettings:
     reward: str | Mapping[str, Any] = "default"
     cost_per_nfe: float | Sequence[float] | None = None
     observation_keys: str | Sequence[str] | None = None
-    reference_steps: int | None = None
     max_faults: int = 0
     halve_lanes: bool = False
     max_decisions: Annotated[int | None, Ge(1)] = None
@@ -110,7 +108,7 @@ class EnvSettings:
         if isinstance(self.backbone, str):
             BACKBONES[self.backbone]
         if self.solver is not None:
-            check_solver_name(self.solver)
+            check_solver(self.solver)
         self._check_pipe()
         if self.render_mode is not None and self.render_mode not in RENDER_MODES:
             raise unknown("render_mode", str(self.render_mode), RENDER_MODES)

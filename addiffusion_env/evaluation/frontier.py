@@ -168,7 +168,6 @@ def gain_over(
     quality: str,
     rng: np.random.Generator,
     cost: str = "nfe",
-    level: float = 0.95,
     resamples: int = 5000,
 ) -> FrontierGain | None:
     """A sampler's gain in quality over the frontier of constant samplers at equal mean cost.
@@ -179,7 +178,6 @@ def gain_over(
         quality: the measure to compare (``"correct"``).
         rng: draws the resamples.
         cost: the measure to equalise (``"nfe"`` or ``"seconds"``).
-        level: confidence.
         resamples: of prompts.
 
     Returns:
@@ -192,7 +190,7 @@ def gain_over(
     if not names or not known.any():
         return None
     qualities, costs = qualities[:, known], costs[:, known]
-    return gains([Pairing(qualities[0], costs[0], names, qualities[1:], costs[1:])], rng, level, resamples)[0]
+    return gains([Pairing(qualities[0], costs[0], names, qualities[1:], costs[1:])], rng, resamples=resamples)[0]
 
 
 def _matrix(groups: Sequence[Sequence[Record]], name: str) -> np.ndarray:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from addiffusion_env.backbones.solvers import check_solver_name
+from addiffusion_env.backbones.solvers import check_solver
 from addiffusion_env.engine.lane import Decide
 from addiffusion_env.engine.process import Action, ProcessConfig
 from addiffusion_env.errors import ConfigError
@@ -37,7 +37,7 @@ class FixedSteps(BaseSampler):
     def __post_init__(self) -> None:
         require_at_least("fixed", "STEPS", self.steps, 1)
         if self.solver is not None:
-            check_solver_name(self.solver)
+            check_solver(self.solver)
 
     @property
     def schedule_steps(self) -> int:  # type: ignore[override]

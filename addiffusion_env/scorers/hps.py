@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import torch
 
-from addiffusion_env.errors import WeightsError, unknown
+from addiffusion_env.errors import WeightsError
 from addiffusion_env.files import cached, hub_file, looks_like_path
 from addiffusion_env.scorers import load_strict, read_state_dict
 from addiffusion_env.scorers.clip import ClipScorer, build, model_config
@@ -15,7 +15,7 @@ from addiffusion_env.scorers.preprocess import CLIP_MEAN, CLIP_STD, Preprocess
 from addiffusion_env.scorers.tokens import Tokenizer, choose_tokenizer
 
 REPO = "xswu/HPSv2"
-FILES = {"v2.0": "HPS_v2_compressed.pt", "v2.1": "HPS_v2.1_compressed.pt"}
+FILE = "HPS_v2.1_compressed.pt"
 
 
 class HpsScorer(ClipScorer):
@@ -31,13 +31,12 @@ class HpsScorer(ClipScorer):
     @classmethod
     def needs(cls) -> str:
         """Its weights, unless they are in the hub's cache."""
-        return "" if cached(REPO, FILES["v2.1"]) else f"weights {REPO}"
+        return "" if cached(REPO, FILE) else f"weights {REPO}"
 
     @classmethod
     def from_pretrained(  # type: ignore[override]
         cls,
         path: str | Path = REPO,
-        version: str = "v2.1",
         *,
         architecture: str = "ViT-H-14",
         device: torch.device | str = "cpu",
@@ -48,24 +47,21 @@ class HpsScorer(ClipScorer):
 
         Args:
             path: the checkpoint file, or the hub repository.
-            version: ``"v2.0"`` or ``"v2.1"``: which file of the repository; with a file, only the label.
             architecture: open_clip's name of the model config.
             device: where the model runs.
             dtype: its precision; the authors score in float16 autocast.
             tokenizer: as in :meth:`ClipScorer.from_pretrained`.
 
         Raises:
-            UnknownNameError: for an unknown version or architecture.
+            UnknownNameError: for an unknown architecture.
             WeightsError: when the checkpoint is missing, cannot be fetched, or is of another model.
         """
-        if version not in FILES:
-            raise unknown("HPS version", version, FILES)
         config = model_config(architecture)
         file = Path(path).expanduser()
         if not file.is_file():
             if looks_like_path(path):
-                raise WeightsError(f"no such weights file: {file}", f"give {FILES[version]} or the hub id {REPO}")
-            file = hub_file(str(path), FILES[version])
+                raise WeightsError(f"no such weights file: {file}", f"give {FILE} or the hub id {REPO}")
+            file = hub_file(str(path), FILE)
         state = read_state_dict(file)  # before building: a wrong file should not allocate 2.5 GB of random weights
         model = build(config)
         load_strict(model, state, str(file))
@@ -74,4 +70,4 @@ class HpsScorer(ClipScorer):
         size = int(config["vision_cfg"]["image_size"])
         preprocess = Preprocess(size=size, mean=CLIP_MEAN, std=CLIP_STD, mode="longest", eight_bit=False)
         tokens = choose_tokenizer(tokenizer, config, None, architecture)
-        return cls(model, tokens, preprocess, f"HPS{version} {architecture}", device=device, dtype=dtype)
+        return cls(model, tokens, preprocess, f"HPSv2.1 {architecture}", device=device, dtype=dtype)

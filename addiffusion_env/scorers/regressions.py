@@ -38,11 +38,11 @@ def logistic(
     return found
 
 
-def standardised_logistic(inputs: np.ndarray, target: np.ndarray, ridge: float) -> np.ndarray:
-    """(5,) weights of (N, 5) inputs, the first of which is constant, for (N,) probabilities."""
+def standardised_logistic(inputs: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """(5,) weights of (N, 5) inputs, the first of which is constant, for (N,) probabilities; a ridge of one image."""
     centre, spread = inputs.mean(0), np.maximum(inputs.std(0), 1e-9)
     centre[0], spread[0] = 0.0, 1.0
-    pull = np.diag([1e-3, *[ridge] * (inputs.shape[1] - 1)])
+    pull = np.diag([1e-3, *[1.0] * (inputs.shape[1] - 1)])
     weights = logistic((inputs - centre) / spread, target, np.zeros(inputs.shape[1]), pull, steps=25) / spread
     weights[0] -= weights @ centre
     return weights

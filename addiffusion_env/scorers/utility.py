@@ -125,7 +125,6 @@ class Calibrator:
         clip_score: np.ndarray,
         clip_text: np.ndarray,
         finished: np.ndarray,
-        ridge: float = 1.0,
     ) -> Calibrator:
         """A copy that knows the previews of some steps: a logistic regression of ``finished`` for each of them.
 
@@ -135,7 +134,6 @@ class Calibrator:
             clip_score: (P, T, S) scores.
             clip_text: (P, D) CLIP embeddings of the prompts.
             finished: (P, T) log-odds of the finished images of the same attempts.
-            ridge: strength of the ridge penalty on the standardised inputs, in numbers of images.
         """
         from addiffusion_env.scorers.regressions import standardised_logistic
 
@@ -144,8 +142,7 @@ class Calibrator:
         # Probabilities as targets of the cross-entropy: it is least where they are the expected ones.
         target = 1 / (1 + np.exp(-finished.reshape(-1).astype(np.float64)))
         found = [
-            standardised_logistic(inputs[:, :, at].reshape(-1, inputs.shape[-1]), target, ridge)
-            for at in range(len(steps))
+            standardised_logistic(inputs[:, :, at].reshape(-1, inputs.shape[-1]), target) for at in range(len(steps))
         ]
         return replace(self, steps=np.array(steps, np.int64), previews=np.reshape(found, (len(steps), -1)))
 

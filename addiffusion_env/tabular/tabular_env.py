@@ -9,7 +9,6 @@ import numpy as np
 from addiffusion_env.envs.sb3_env import SharedVecEnv
 from addiffusion_env.envs.settings import EnvSettings
 from addiffusion_env.envs.slot import ActionSpace
-from addiffusion_env.errors import ConfigError
 from addiffusion_env.rewards import failures, make_reward, reward_error
 from addiffusion_env.tabular.mdp import States, TabularMDP
 
@@ -28,10 +27,6 @@ class TabularVecEnv(SharedVecEnv):
     """
 
     def __init__(self, mdp: TabularMDP, settings: EnvSettings, num_envs: int, seed: int = 0) -> None:
-        if settings.reference_steps is not None:
-            raise ConfigError(
-                "a table has no reference schedule", "set reference_steps=null, or train with tabular=null"
-            )
         self.mdp, self.table, self.settings = mdp, mdp.table, settings
         self.observer = mdp.table.observer(settings.keys())
         self.reward = make_reward(settings.reward)

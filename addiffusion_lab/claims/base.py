@@ -33,7 +33,6 @@ class Claims:
         nfe_limit: maximum mean NFE of the policy in H1: 30 of 50 steps; 7 on the emoji world.
         kinds: kinds of sampler that H2 compares the policy with (the part before the colon). Constant stops count
             as ``fixed``. All must be present.
-        nfe_points: NFE at which H2 and H4 compare, between the curve's ends; without any, the curve's own mean NFE.
         shuffled: H3's control: the policy run on other prompts' features; ``None`` when it was not run.
         no_refine: H4's comparator: the policy without refinement, at one or more costs per NFE.
         refine_controls: further comparators of H4, name -> samplers: ``{"random mask": ("policy:masked@0.01",)}``.
@@ -50,7 +49,6 @@ class Claims:
     checked: tuple[str, ...] = ()
     nfe_limit: float = 30.0
     kinds: tuple[str, ...] = ("fixed", "prompt_rule", "best_of", "threshold_resample")
-    nfe_points: tuple[float, ...] = ()
     shuffled: str | None = None
     no_refine: tuple[str, ...] = ()
     refine_controls: Mapping[str, tuple[str, ...]] = field(default_factory=dict)

@@ -10,9 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-import numpy as np
-
-from addiffusion_env.evaluation.frontier import Pairing, gains, mixture
+from addiffusion_env.evaluation.frontier import Pairing, gains
 from addiffusion_env.evaluation.statistics import holm
 from addiffusion_env.samplers import named_traits
 from addiffusion_lab.claims.base import Case, Comparison, Means, Outcome, Verdict, missing, unanswered
@@ -101,11 +99,7 @@ def judge_groups(
         why = f"{len(means)} prompts have both {case.judge} and {cost} for all samplers, fewer than {least}"
         return unanswered(name, claim, case, comparator, why)
     rows = {group: [len(curve) + rivals.index(member) for member in members] for group, members in mixed.items()}
-    points = _points(means.values[cost][: len(curve)].mean(1), case, cost)
-    if not points:
-        why = "none of the NFE points lies between the ends of the policy's curve"
-        return unanswered(name, claim, case, comparator, why)
-    raw = _compare(means, len(curve), rows, points, case, cost)
+    raw = _compare(means, len(curve), rows, case, cost)
     adjusted = holm({str(n): row.p for n, row in enumerate(raw)}, case.claims.alpha)
     comparisons = tuple(replace(row, holm=adjusted[str(n)].adjusted) for n, row in enumerate(raw))
     weakest, outcome, reason, needed = _decided(comparisons, case, cost)
@@ -125,32 +119,13 @@ def judge_groups(
     )
 
 
-def _points(own: np.ndarray, case: Case, cost: str) -> list[np.ndarray]:
-    """(K,) weights of the curve's K costs per NFE for each point of comparison: one cost, or two neighbours."""
-    if cost != "nfe" or not case.claims.nfe_points:
-        return list(np.eye(len(own)))
-    inside = [at for at in case.claims.nfe_points if own.min() <= at <= own.max()]
-    return [mixture(own, float(at)) for at in inside]
-
-
-def _compare(
-    means: Means, curve: int, rows: Mapping[str, list[int]], points: Sequence[np.ndarray], case: Case, cost: str
-) -> list[Comparison]:
-    """One comparison per group and point, not adjusted yet."""
+def _compare(means: Means, curve: int, rows: Mapping[str, list[int]], case: Case, cost: str) -> list[Comparison]:
+    """One comparison per group and point of the policy's curve, not adjusted yet."""
     quality, spent = means.values[case.judge], means.values[cost]
     labelled = [
-        (
-            name,
-            Pairing(
-                weights @ quality[:curve],
-                weights @ spent[:curve],
-                list(map(str, members)),
-                quality[members],
-                spent[members],
-            ),
-        )
+        (name, Pairing(quality[point], spent[point], list(map(str, members)), quality[members], spent[members]))
         for name, members in rows.items()
-        for weights in points
+        for point in range(curve)
     ]
     found = gains([pairing for _, pairing in labelled], case.rng, 1 - case.claims.alpha, case.claims.resamples)
     unit = "NFE" if cost == "nfe" else cost

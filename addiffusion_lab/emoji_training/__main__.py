@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 
 from addiffusion_env.backbones.emoji import write_manifest
-from addiffusion_env.backbones.emoji.detector import VARIANTS
 from addiffusion_env.errors import AdDiffusionError
 from addiffusion_lab.emoji_training import STAGES
 from addiffusion_lab.emoji_training.config import TrainReport, stage_config
@@ -40,7 +39,6 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, help="seed of scenes, initial weights and augmentation")
     parser.add_argument("--device", help="auto, cpu, cuda ...")
     parser.add_argument("--workers", type=int, help="processes that draw scenes")
-    parser.add_argument("--variant", choices=VARIANTS, help="the detector's architecture")
     parser.add_argument("--redrawn", type=int, help="renders that the denoiser redraws for stage objects")
     parser.add_argument("--resume", action="store_true", default=None, help="continue from a checkpoint: unet, objects")
     parser.add_argument("--anneal", action=argparse.BooleanOptionalAction, help="decay the rate to zero at the end")

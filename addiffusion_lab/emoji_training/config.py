@@ -29,7 +29,6 @@ class TrainConfig:
         seed: seed of scenes, initial weights and augmentation.
         device: ``"auto"``, ``"cpu"``, ``"cuda"`` ... On CUDA the networks run in bfloat16.
         workers: number of processes that draw scenes; the scenes do not depend on it.
-        variant: the detector's architecture, ``"a"`` or ``"b"``.
         resume: ``unet`` and ``objects`` continue from their checkpoint in ``out``.
         anneal: decay the learning rate to zero at the end; off for a ``unet`` run that is to be resumed.
         redrawn: renders that the denoiser redraws for ``objects``, before training.
@@ -46,7 +45,6 @@ class TrainConfig:
     seed: int = 0
     device: str = "auto"
     workers: int = 1
-    variant: str = "a"
     redrawn: int = 8192
     resume: bool = False
     anneal: bool = True

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch.nn import functional as F
 
-from addiffusion_env.backbones.emoji.detector import STRIDE, Detector, detect, make_detector
+from addiffusion_env.backbones.emoji.detector import STRIDE, Detector, detect
 from addiffusion_env.prompts.emoji_vocabulary import CLASSES, IMAGE_SIZE
 from addiffusion_lab.emoji_training.config import TrainConfig, TrainReport
 from addiffusion_lab.emoji_training.data import augment, scene_bank
@@ -61,14 +61,10 @@ def focal_loss(logits: torch.Tensor, heat: torch.Tensor) -> torch.Tensor:
 
 
 def train_detector(config: TrainConfig) -> TrainReport:
-    """Writes ``detector_a/`` (or ``detector_b/``); ``exact`` is the share of clean renders read without any error.
-
-    Raises:
-        UnknownNameError: for a variant that does not exist.
-    """
-    run = Run(f"detector_{config.variant}", config)
+    """Writes ``detector_a/``; ``exact`` is the share of clean renders read without any error."""
+    run = Run("detector_a", config)
     with run.initial_weights():
-        detector = make_detector(config.variant).to(run.device)
+        detector = Detector().to(run.device)
     layouts = scene_bank(config, run.stage, run.device).layouts
     optimizer = torch.optim.AdamW(detector.parameters(), config.lr, weight_decay=0.02)
     for _ in run.clock(optimizer):
@@ -81,7 +77,7 @@ def train_detector(config: TrainConfig) -> TrainReport:
         centre_loss = focal_loss(heat.float(), target.heat)
         color_loss = F.cross_entropy(color.float()[sample, :, row, column], target.colors)
         run.update(optimizer, centre_loss + color_loss, detector.parameters(), centre=centre_loss, color=color_loss)
-    folder = config.out / f"detector_{config.variant}"
+    folder = config.out / "detector_a"
     save_state(detector, folder)
     return run.report(folder, exact=exact_share(run, detector.eval()))
 

@@ -69,13 +69,13 @@ def _place_row(rng: np.random.Generator) -> tuple[Centres, list[float]]:
     return [(along[i], across[i]) if axis == 0 else (across[i], along[i]) for i in order], sizes
 
 
-def sample_scenes(count: int, seed: int, task: str | None = None) -> tuple[list[Scene], np.ndarray]:
+def sample_scenes(count: int, seed: int) -> tuple[list[Scene], np.ndarray]:
     """Draws scenes and their layouts from one seed.
 
     Returns:
         ``count`` scenes, and their (count, MAX_OBJECTS, 5) float32 layouts (see :func:`layout`).
     """
     rng = np.random.default_rng(seed)
-    scenes = [sample_scene(rng, task) for _ in range(count)]
+    scenes = [sample_scene(rng) for _ in range(count)]
     layouts = [layout(scene, rng) for scene in scenes]
     return scenes, np.stack(layouts) if layouts else np.zeros((0, MAX_OBJECTS, 5), np.float32)

@@ -43,13 +43,13 @@ _BACKGROUND_BYTES = (
 _LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
 
-def load_sprites(folder: str | Path = WEIGHTS) -> np.ndarray:
+def load_sprites() -> np.ndarray:
     """The shipped sprites, checked against the manifest: (classes, 32, 32, 4) uint8 RGBA.
 
     Raises:
         WeightsError: for a missing or corrupted file.
     """
-    with np.load(verify(folder, "sprites") / "sprites.npz") as data:
+    with np.load(verify(WEIGHTS, "sprites") / "sprites.npz") as data:
         return data["sprites"]
 
 

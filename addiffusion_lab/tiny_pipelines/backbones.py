@@ -74,7 +74,7 @@ BUILDERS: dict[str, Callable[[Path], Any]] = {name: partial(saved, name) for nam
 """Name of a backbone, or of a sampler with separate weights -> function that saves a tiny pipeline to a folder."""
 
 OPTIONS: dict[str, dict[str, Any]] = {
-    "flux": {"image_size": 16, "max_sequence_length": 24},
+    "flux": {"image_size": 16, "pipeline_kwargs": {"max_sequence_length": 24}},
     **{name: {"image_size": 16, "preview": "linear"} for name in ("sd35", "z_image", "qwen_image")},
     "flux2_klein": {
         "image_size": 16,

@@ -68,7 +68,7 @@ def test_a_lane_on_mps_equals_one_on_the_cpu(apple, emoji, scorers, solver, refi
 
 
 def test_every_solver_is_tried():
-    assert {solver for solver, _ in WAYS} == set(SOLVERS) - {"euler_flow"}  # euler_flow is for other noise paths
+    assert {solver for solver, _ in WAYS} == set(SOLVERS)
 
 
 def test_the_pretence_refuses_what_mps_refuses():

@@ -135,6 +135,8 @@ def test_unknown_options_name_the_nearest(tiny):
         tiny("sd15").load(vae_tilling=True)
     with pytest.raises(ConfigError, match="sd15 backbone has no option 'max_sequence_length'"):
         tiny("sd15").load(max_sequence_length=77)
+    with pytest.raises(ConfigError, match=r"no option 'distilled_guidance'\n.*as guidance_scale in .*pipeline_kwargs"):
+        tiny("flux").load(distilled_guidance=3.5)
     with pytest.raises(ConfigError, match=r"no option 'attention_slicing'\n.*pipe\.enable_attention_slicing\(\)"):
         tiny("sd15").load(attention_slicing=True)
     with pytest.raises(ConfigError, match="no convolution in a FluxTransformer2DModel"):

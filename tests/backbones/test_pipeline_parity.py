@@ -152,7 +152,7 @@ def test_flux_dev_reads_its_guidance(tiny, tiny_scorers):
     torch.manual_seed(6)
     pipe.register_modules(transformer=flux_transformer(64, None, num_layers=2).eval())
     pipe.set_progress_bar_config(disable=True)
-    backbone = tiny("flux").wrap(pipe, distilled_guidance=6.0)
+    backbone = tiny("flux").wrap(pipe, pipeline_kwargs={"max_sequence_length": 24, "guidance_scale": 6.0})
     process = process_of(backbone, 3)
     ours, _ = continued(backbone, tiny_scorers, PROMPTS, [process] * 3)
     theirs = by_pipeline(pipe, backbone, PROMPTS, process, guidance_scale=6.0)

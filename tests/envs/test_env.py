@@ -173,13 +173,6 @@ def test_render_shows_preview_and_strip():
     assert tuple(after[264, 6]) == (70, 130, 200)  # the continue square
 
 
-def test_a_relative_bonus_compares_with_the_reference_schedule():
-    reward = {"terminal_bonus": {"weight": 1.0, "relative": 1.0}}
-    env = AdDiffusionEnv(steps=3, reward=reward, reference_steps=3)
-    trail = rollout(env, [0, 0, 0])
-    assert trail[-1][1] == pytest.approx(0, abs=1e-4)  # the same schedule as the reference
-
-
 @pytest.mark.parametrize(
     ("settings", "error", "wrong"),
     [  # names: their sentence is that of tests/test_core.py
@@ -213,8 +206,6 @@ def test_a_mistyped_name_is_refused(settings, error, wrong):
         ({"cost_per_nfe": [0.3, 0.1]}, "cost_per_nfe must be .* with 0 <= low <= high"),
         ({"dtype": "float16"}, "float16 was requested on the CPU"),
         ({"steps": 5000}, "steps must be 1 to 1000, got 5000"),
-        ({"solver": "euler_flow"}, "euler_flow is for rectified flows"),
-        ({"reward": {"preset": "default", "terminal_bonus": {"relative": 1.0}}}, "\n  -> set reference_steps"),
         ({"max_decisions": 0}, "max_decisions must be at least 1, got 0"),
     ],
 )

@@ -152,26 +152,6 @@ def test_a_dropped_episode_is_in_no_mean_and_bootstraps_like_a_truncated_one(emo
     assert events.Scalars("env/dropped_episodes")[-1].value == log.faults
 
 
-def test_a_reference_that_fails_drops_its_episode(emoji, monkeypatch):
-    reward = {"preset": "default", "terminal_bonus": {"relative": 1.0}}
-    env = AdDiffusionVectorEnv(3, backbone=emoji, **SETTINGS, reward=reward, reference_steps=1, max_faults=1)
-    env.reset(seed=[4, 5, 6], options={"prompt": TEXTS})
-    true, sick = env.episodes.engine.run, []
-
-    def run(coroutines, *args):
-        sick.append(1)
-        if len(sick) == 2:  # the second run of a step is that of the references
-            monkeypatch.setattr(emoji, "predict", nan_for(emoji, SICK))
-        return true(coroutines, *args)
-
-    monkeypatch.setattr(env.episodes.engine, "run", run)
-    with pytest.warns(UserWarning, match="image dropped"):
-        _, rewards, terminated, truncated, infos = env.step(np.array([1, 1, 1]))
-    assert terminated.tolist() == [True, False, True] and truncated.tolist() == [False, True, False]
-    assert np.isfinite(rewards).all() and rewards[1] == 0
-    assert "NaN" in infos["final_info"]["fault"][1]
-
-
 class Square(RewardTerm):
     """A user's term whose values have a wrong shape."""
 

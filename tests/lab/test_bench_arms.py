@@ -112,7 +112,11 @@ def test_models_that_were_built_here(tmp_path, name, scorers):
 
     from addiffusion_env.envs import episodes
 
-    options = {"image_size": 16, "max_sequence_length": 64} if name == "flux" else {"batch_buckets": [4, 8]}
+    options = (
+        {"image_size": 16, "pipeline_kwargs": {"max_sequence_length": 64}}
+        if name == "flux"
+        else {"batch_buckets": [4, 8]}
+    )
     preview = tiny_autoencoder(16 if name == "flux" else 4)
     backbone = BACKBONES.load(name).from_pipeline(BUILDERS[name](tmp_path), preview=preview, **options)
     tiny = BenchmarkSetup(backbone, scorers, lanes=2, steps=2, preview_every=2, images=2)

@@ -197,12 +197,6 @@ def test_detector_learns(tmp_path: Path) -> None:
     assert end.loss < start.loss / 3
 
 
-def test_second_detector_variant(tmp_path: Path) -> None:
-    report = run_stage("detector", tmp_path, **TINY, variant="b")
-    assert report.folder.name == "detector_b"
-    assert load_detector(tmp_path, variant="b")(torch.zeros(1, 3, 64, 64))[0].shape == (1, 67, 16, 16)
-
-
 def test_a_diverging_stage_stops(tmp_path: Path) -> None:
     with pytest.raises(NumericsError, match="stage detector_a: the loss is"):
         run_stage("detector", tmp_path, **{**TINY, "steps": 6, "lr": 1e30})

@@ -14,9 +14,7 @@ from addiffusion_env.rewards import PRESETS, TERMS, PreferenceGain, TermConfig, 
 NAN = float("nan")
 
 
-def transition(
-    before=(NAN,), after=(0.0,), terminal=(False,), nfe=(1.0,), cost_per_nfe=(0.01,), reference=(NAN,), dino=(0.0,)
-):
+def transition(before=(NAN,), after=(0.0,), terminal=(False,), nfe=(1.0,), cost_per_nfe=(0.01,), dino=(0.0,)):
     scores = [np.array(v, dtype=float) for v in (before, after, before, after, dino)]
     costs = [np.array(v, dtype=float) for v in (nfe, cost_per_nfe)]
     return Transition(
@@ -25,7 +23,6 @@ def transition(
         *costs,
         np.zeros(len(after), int),
         np.array(terminal),
-        np.array(reference, float),
     )
 
 
@@ -61,15 +58,11 @@ def test_the_published_gain_sums_to_the_final_score():
 
 
 def test_terminal_bonus_saturates_and_waits_for_the_end():
-    two = transition((0, 0), (0.3, 0.3), (False, True), (1, 1), (0, 0), (NAN, NAN), (0, 0))
+    two = transition((0, 0), (0.3, 0.3), (False, True), (1, 1), (0, 0), (0, 0))
     np.testing.assert_allclose(TerminalBonus()(two), [0, 0.3])
     np.testing.assert_allclose(TerminalBonus(centre=0.3, width=0.5)(two), [0, 0.5])
     high = transition((0,), (50.0,), (True,))
     assert TerminalBonus(width=0.4)(high)[0] == pytest.approx(1)
-
-
-def test_relative_bonus():
-    assert TerminalBonus(relative=1)(transition((0,), (1.5,), (True,), reference=(1.0,)))[0] == 0.5
 
 
 @pytest.mark.parametrize("preset", PRESETS)

@@ -147,7 +147,7 @@ def test_a_later_first_refinement_applies_to_the_table_too(table, tabular_settin
 
 
 def test_without_refinement_an_episode_is_one_attempt(table, tabular_settings):
-    mdp = make_mdp(table, tabular_settings, refine=False)
+    mdp = make_mdp(table, replace(tabular_settings, refine={**tabular_settings.refine, "limit": 0}))
     assert mdp.transitions.legal.shape == (1, 7, 3) and not mdp.transitions.legal[..., REFINE].any()
     other = replace(tabular_settings, decide_at=[2], steps=4)
     with pytest.raises(

@@ -142,7 +142,7 @@ class Component:
     """One model (or table) of the emoji world.
 
     Attributes:
-        stage: the training stage (and its options) that produces it; empty if there is none.
+        stage: the training stage that produces it; empty if there is none.
         loaded_by: the class that loads its folder.
         made: how the shipped files were produced.
         licence: SPDX expression.
@@ -184,9 +184,6 @@ COMPONENTS: Mapping[str, Component] = {
     ),
     "detector_a": Component(
         "detector", "addiffusion_env.backbones.emoji.detector.Detector", "centre points, on rendered scenes"
-    ),
-    "detector_b": Component(
-        "detector --variant b", "addiffusion_env.backbones.emoji.detector.Detector", "not shipped: a second opinion"
     ),
     "sprites": Component(
         "",

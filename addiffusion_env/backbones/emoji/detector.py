@@ -7,7 +7,6 @@ any sampler.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +15,6 @@ from torch import nn
 from torch.nn import functional as F
 
 from addiffusion_env.backbones.emoji import WEIGHTS, verify
-from addiffusion_env.errors import unknown
 from addiffusion_env.prompts.emoji_vocabulary import CLASSES, COLORS, color_name
 
 STRIDE = 4
@@ -24,9 +22,6 @@ STRIDE = 4
 
 THRESHOLD = 0.3
 """The minimum confidence of a detection."""
-
-VARIANTS = ("a", "b")
-"""``"a"`` is shipped; ``"b"`` has a different architecture, for training a second, independent detector."""
 
 
 @dataclass(frozen=True)
@@ -56,49 +51,40 @@ class Detection:
         return " ".join(filter(None, (color_name(self.color), self.name))) + f" at ({self.x:.0f}, {self.y:.0f})"
 
 
-Layer = Callable[[], nn.Module]
+WIDTH = 64
+"""Channels at stride 4; twice as many at stride 8."""
+
+BLOCKS = 4
+"""Residual blocks at stride 8; half as many before and after."""
+
+
+def _layers(*convolutions: nn.Conv2d) -> list[nn.Module]:
+    """Each convolution with its normalisation and non-linearity."""
+    norms = [nn.GroupNorm(8, convolution.out_channels) for convolution in convolutions]
+    return [layer for pair in zip(convolutions, norms, strict=True) for layer in (*pair, nn.SiLU())]
 
 
 class Detector(nn.Module):
-    """(B, 3, 64, 64) images in [-1, 1] -> class and colour logits on a 16x16 grid.
+    """(B, 3, 64, 64) images in [-1, 1] -> class and colour logits on a 16x16 grid."""
 
-    Args:
-        width: channels at stride 4; twice as many at stride 8.
-        blocks: residual blocks at stride 8; half as many before and after.
-        activation: constructs the non-linearity.
-        norm: constructs the normalisation layer for a number of channels.
-    """
-
-    def __init__(
-        self,
-        width: int = 64,
-        blocks: int = 4,
-        activation: Layer = nn.SiLU,
-        norm: Callable[[int], nn.Module] = lambda channels: nn.GroupNorm(8, channels),
-    ) -> None:
+    def __init__(self) -> None:
         super().__init__()
 
         def block(channels: int) -> nn.Sequential:
             first, second = (nn.Conv2d(channels, channels, 3, padding=1) for _ in range(2))
-            return nn.Sequential(first, norm(channels), activation(), second, norm(channels))
+            return nn.Sequential(*_layers(first, second)[:-1])
 
         # The attribute names are the keys of the shipped weights.
-        self.stem = nn.Sequential(
-            nn.Conv2d(3, width // 2, 3, stride=2, padding=1),
-            norm(width // 2),
-            activation(),
-            nn.Conv2d(width // 2, width, 3, stride=2, padding=1),
-            norm(width),
-            activation(),
-        )
-        self.down = nn.Conv2d(width, 2 * width, 3, stride=2, padding=1)
-        self.b1 = nn.ModuleList([block(width) for _ in range(blocks // 2)])
-        self.b2 = nn.ModuleList([block(2 * width) for _ in range(blocks)])
-        self.up = nn.Conv2d(2 * width, width, 1)
-        self.b3 = nn.ModuleList([block(width) for _ in range(blocks // 2)])
-        self.act = activation()
-        self.heat = nn.Conv2d(width, len(CLASSES), 1)
-        self.col = nn.Conv2d(width, 1 + len(COLORS), 1)
+        first = nn.Conv2d(3, WIDTH // 2, 3, stride=2, padding=1)
+        self.stem = nn.Sequential(*_layers(first, nn.Conv2d(WIDTH // 2, WIDTH, 3, stride=2, padding=1)))
+        self.down = nn.Conv2d(WIDTH, 2 * WIDTH, 3, stride=2, padding=1)
+        self.b1 = nn.ModuleList([block(WIDTH) for _ in range(BLOCKS // 2)])
+        self.b2 = nn.ModuleList([block(2 * WIDTH) for _ in range(BLOCKS)])
+        self.up = nn.Conv2d(2 * WIDTH, WIDTH, 1)
+        self.b3 = nn.ModuleList([block(WIDTH) for _ in range(BLOCKS // 2)])
+        self.act = nn.SiLU()
+        self.heat = nn.Conv2d(WIDTH, len(CLASSES), 1)
+        self.col = nn.Conv2d(WIDTH, 1 + len(COLORS), 1)
         assert self.heat.bias is not None
         nn.init.constant_(self.heat.bias, -4.0)  # few cells are centres: start from "nothing here"
 
@@ -116,38 +102,24 @@ class Detector(nn.Module):
         return self.heat(fine), self.col(fine)
 
 
-def make_detector(variant: str = "a") -> Detector:
-    """An untrained detector of one of ``VARIANTS``.
-
-    Raises:
-        UnknownNameError: for another variant.
-    """
-    if variant not in VARIANTS:
-        raise unknown("detector variant", variant, VARIANTS)
-    return Detector() if variant == "a" else Detector(80, 6, nn.GELU, nn.BatchNorm2d)
-
-
-def load_detector(folder: str | Path = WEIGHTS, variant: str = "a", device: str | torch.device = "cpu") -> Detector:
+def load_detector(folder: str | Path = WEIGHTS, device: str | torch.device = "cpu") -> Detector:
     """Loads a trained detector, in float32 and evaluation mode, from a folder of emoji weights.
 
     Raises:
         WeightsError: for a missing or corrupted file.
-        UnknownNameError: for a variant that does not exist or is not in ``folder``.
     """
     from safetensors.torch import load_file
 
-    detector = make_detector(variant)
-    detector.load_state_dict(load_file(verify(folder, f"detector_{variant}") / "model.safetensors"))
+    detector = Detector()
+    detector.load_state_dict(load_file(verify(folder, "detector_a") / "model.safetensors"))
     return detector.to(device).eval()
 
 
 @torch.no_grad()
-def detect(
-    detector: Detector, images: torch.Tensor, threshold: float = THRESHOLD, batch: int = 512
-) -> list[tuple[Detection, ...]]:
+def detect(detector: Detector, images: torch.Tensor, batch: int = 512) -> list[tuple[Detection, ...]]:
     """Detects the objects of (B, 3, 64, 64) images in [-1, 1]; in each image sorted from top to bottom.
 
-    An object is a cell whose best class has a confidence above ``threshold`` and above that of every cell within two
+    An object is a cell whose best class has a confidence above ``THRESHOLD`` and above that of every cell within two
     cells (8 pixels): two objects closer than that count as one.
     """
     device = next(detector.parameters()).device
@@ -155,7 +127,7 @@ def detect(
     for start in range(0, len(images), batch):
         heat, color = detector(images[start : start + batch].to(device, torch.float32))
         best, cls = heat.sigmoid().max(1)
-        peak = (best == F.max_pool2d(best[:, None], 5, stride=1, padding=2)[:, 0]) & (best > threshold)
+        peak = (best == F.max_pool2d(best[:, None], 5, stride=1, padding=2)[:, 0]) & (best > THRESHOLD)
         places = zip(
             peak.nonzero().tolist(),
             cls[peak].tolist(),

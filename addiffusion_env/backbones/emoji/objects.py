@@ -88,15 +88,11 @@ def _convolution(width_in: int, width_out: int, stride: int = 1) -> tuple[nn.Mod
 
 
 class ObjectReader(nn.Module):
-    """(B, 3, 64, 64) images in [-1, 1] -> :class:`Maps`; 1.0 M parameters.
+    """(B, 3, 64, 64) images in [-1, 1] -> :class:`Maps`; 1.0 M parameters."""
 
-    Args:
-        width: channels at stride 4; twice as many at stride 8.
-        blocks: residual blocks at stride 8.
-    """
-
-    def __init__(self, width: int = 48, blocks: int = 4) -> None:
+    def __init__(self) -> None:
         super().__init__()
+        width = 48  # channels at stride 4; twice as many at stride 8
         self.stem = nn.Sequential(
             *_convolution(3, width // 2, stride=2),
             nn.ReLU(inplace=True),
@@ -104,7 +100,7 @@ class ObjectReader(nn.Module):
             nn.ReLU(inplace=True),
         )
         self.down = nn.Sequential(*_convolution(width, 2 * width, stride=2), nn.ReLU(inplace=True))
-        self.coarse = nn.Sequential(*(_Block(2 * width) for _ in range(blocks)))
+        self.coarse = nn.Sequential(*(_Block(2 * width) for _ in range(4)))
         self.up = nn.Conv2d(2 * width, width, 1)
         self.fine = _Block(width)
         self.sizes = (1, len(CLASSES), 1 + len(COLORS))

@@ -46,7 +46,7 @@ def test_every_shipped_file_is_listed() -> None:
 
 def test_provenance_is_complete_and_true() -> None:
     entries = read_manifest()
-    assert set(entries) == set(COMPONENTS) - {"detector_b"}
+    assert set(entries) == set(COMPONENTS)
     for name, entry in entries.items():
         module, _, attribute = entry["loaded_by"].rpartition(".")
         assert hasattr(import_module(module), attribute), name
