@@ -217,6 +217,8 @@ def _explain(error: Exception, base: Mapping[str, Any], overrides: list[str], co
     known = dotted_keys(OmegaConf.to_container(base, resolve=False))  # type: ignore[arg-type]
     for item in overrides:
         if item.startswith("+"):  # adds a new key, which need not be known
+            if item[1:].split("=", 1)[0] in known:
+                return ConfigError(f"{item} adds a key that is there already", f"write {item[1:]}")
             continue
         key = item.lstrip("~").split("=", 1)[0]
         if key.startswith("environment@"):
@@ -239,10 +241,14 @@ def _explain(error: Exception, base: Mapping[str, Any], overrides: list[str], co
 
 def _near(key: str, known: list[str]) -> str:
     """The nearest of all keys, and the known keys of the same section, rather than all keys."""
-    close = closest(key, known)
-    hint = f"did you mean {close!r}? " if close else ""
-    parent = key.rpartition(".")[0]
+    parent, _, last = key.rpartition(".")
     beside = [name for name in known if name.rpartition(".")[0] == parent]
+    close = closest(key, known)
+    if parent in known:
+        ends = {name.rpartition(".")[2]: name for name in beside}
+        elsewhere = min((name for name in known if f".{name}".endswith(f".{last}")), key=len, default=None)
+        close = ends.get(closest(last, ends) or "", elsewhere)
+    hint = f"did you mean {close!r}? " if close else ""
     if parent in known and not beside:
         return f"{parent} is null: write '{parent}={{{key[len(parent) + 1 :]}: VALUE}}'"
     adding = f"; +{key}=VALUE adds what the files leave out" if parent in known else ""

@@ -319,7 +319,7 @@ def _term(name: str, config: TermConfig) -> RewardTerm:
     known: list[str] = [item.name for item in fields(kind) if item.init] if is_dataclass(kind) else []
     for setting in config.settings:
         if setting not in known:
-            raise unknown(f"setting of reward term {name!r}", setting, known or ["(none)"])
+            raise unknown(f"setting of reward term {name!r}", setting, ["weight", *known])
     check_arguments(f"reward term {name!r}", kind, config.settings)
     if not isinstance(config.weight, int | float) or not np.isfinite(config.weight):
         raise ConfigError(f"weight of reward term {name!r} is {config.weight!r:.100}", "use a finite number")

@@ -7,6 +7,8 @@ project's where the class admits it, otherwise its ``MultiInput`` policy with :c
 from __future__ import annotations
 
 import inspect
+import math
+import numbers
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
@@ -47,6 +49,14 @@ PPO_FAMILY = (PPO, MaskablePPO, RecurrentPPO)
 
 TABLE_FAMILY = (PPO, MaskablePPO)
 """Those of them that learn on a table: without a memory."""
+
+RANGES = {
+    **dict.fromkeys(("n_steps", "batch_size", "n_epochs", "buffer_size", "train_freq"), (1.0, math.inf)),
+    "clip_range": (0.0, math.inf),
+    **dict.fromkeys(("gamma", "gae_lambda", "tau"), (0.0, 1.0)),
+    **dict.fromkeys(("exploration_fraction", "exploration_initial_eps", "exploration_final_eps"), (0.0, 1.0)),
+}
+"""Ranges of arguments that SB3 does not check, or only in the middle of a training."""
 
 SET_BY_TRAINING = ("self", "env", "seed", "device", "verbose", "tensorboard_log", "_init_setup_model")
 """Arguments of an algorithm that :func:`make_model` and the configuration set."""
@@ -195,16 +205,44 @@ def check_algorithm(name: str, settings: Mapping[str, Any]) -> None:
 
     Raises:
         UnknownNameError: for an unknown algorithm or policy.
-        ConfigError: for an unknown setting, with the nearest one, or a value of another type.
+        ConfigError: for an unknown setting, with the nearest one, or a value of another type or out of its range.
     """
     kind, settings = find_algorithm(name), _with_classes(settings)
     known = [item for item in arguments_of(kind) if item not in SET_BY_TRAINING]
     check_settings(f"{name} has", settings, known)
     for one, parameters in _signatures(kind):
         check_arguments(name, one.__init__, {key: settings[key] for key in settings if key in parameters})  # type: ignore[misc]
+    for key, (low, high) in RANGES.items():
+        value = settings.get(key)
+        if isinstance(value, numbers.Real) and not low <= value <= high:
+            allowed = f"at least {low:g}" if high == math.inf else f"from {low:g} to {high:g}"
+            raise ConfigError(f"{key} of {name} must be {allowed}, got {value}", f"see {kind.__module__}")
     policy = _policy(name, kind, settings.get("policy"))
     inside = [item for item in arguments_of(policy) if item not in SET_BY_SB3]
     check_settings(f"{policy.__name__} (policy_kwargs of {name}) has", settings.get("policy_kwargs") or {}, inside)
+
+
+def check_batches(name: str, settings: Mapping[str, Any], lanes: int) -> None:
+    """Checks that no batch has a single decision, whose advantage sb3-contrib would normalize to NaN.
+
+    Args:
+        name: of the algorithm.
+        settings: see :func:`check_algorithm`.
+        lanes: number of its environments.
+
+    Raises:
+        ConfigError: if one has.
+    """
+    steps, batch = settings.get("n_steps"), settings.get("batch_size")
+    normalized = issubclass(find_algorithm(name), (MaskablePPO, RecurrentPPO)) and settings.get(
+        "normalize_advantage", True
+    )
+    if normalized and steps and batch and (batch == 1 or steps * lanes % batch == 1):
+        raise ConfigError(
+            f"batch_size={batch} of {name} leaves a batch of one decision, of n_steps * lanes = {steps} * {lanes}: "
+            "its advantage cannot be normalized",
+            f"choose a batch_size that divides {steps * lanes}, or normalize_advantage=false",
+        )
 
 
 def arguments_of(kind: type) -> list[str]:
@@ -237,6 +275,7 @@ def make_model(name: str, env: VecMonitor, settings: Mapping[str, Any], seed: in
         ConfigError: for settings that are unknown or refused, or a device that torch does not know.
     """
     check_algorithm(name, settings)
+    check_batches(name, settings, env.num_envs)
     kind, where = find_algorithm(name), resolve_device(device)
     given = _with_classes(settings)
     policy = _policy(name, kind, given.pop("policy", None))

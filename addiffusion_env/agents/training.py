@@ -19,6 +19,7 @@ from addiffusion_env import __version__
 from addiffusion_env.agents.algorithms import (
     algorithm_settings,
     check_algorithm,
+    check_batches,
     make_model,
     table_settings,
 )
@@ -30,6 +31,7 @@ from addiffusion_env.agents.recording import PROMPT_SEED, TabularConfig
 from addiffusion_env.backbones.fingerprint import digest_of
 from addiffusion_env.backbones.identity import difference_words, differences, listed, results_digest
 from addiffusion_env.config import REMOVED, check_removed, dotted_keys, renamed
+from addiffusion_env.engine.lanes import lanes_of
 from addiffusion_env.errors import ConfigError, ResumeError, RunFolderError, WeightsError, WorkerError
 from addiffusion_env.files import read_json, write_text
 from addiffusion_env.settings import Ge, Settings
@@ -123,11 +125,13 @@ def algorithm_and_table(
     name = config["algorithm"]
     chosen = algorithm_settings(name, config["ppo"], config["algorithm_kwargs"], overrides)
     check_algorithm(name, chosen)
+    check_batches(name, chosen, lanes_of(config["lanes"])[0])
     if config["tabular"] is None:
         return chosen, None
     tabular = TabularConfig.of(config["tabular"])
     tabular = replace(tabular, ppo=table_settings(name, chosen, tabular.ppo))
     check_algorithm(name, tabular.ppo)
+    check_batches(name, tabular.ppo, tabular.lanes)
     return chosen, tabular
 
 

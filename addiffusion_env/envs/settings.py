@@ -264,10 +264,15 @@ class EnvSettings:
         prompts = traits_of(self.backbone).prompts if self.prompts is None else self.prompts
         if isinstance(prompts, str):
             make = PROMPT_SOURCES.load(prompts)
-            known = list(inspect.signature(make).parameters)
+            known = inspect.signature(make).parameters
             for key in self.prompt_options:
                 if key not in known:
                     raise ConfigError(f"prompt source {prompts!r} has no option {key!r}", nearest(key, known))
+            for key, item in known.items():
+                if item.default is item.empty and item.kind != item.VAR_KEYWORD and key not in self.prompt_options:
+                    raise ConfigError(
+                        f"prompt source {prompts!r} needs the option {key!r}", f"prompt_options={{{key}: VALUE}}"
+                    )
             return make(**self.prompt_options)
         return prompts if isinstance(prompts, PromptSource) else PromptList(prompts)
 

@@ -81,12 +81,17 @@ def judged(folder: Path) -> tuple[Manifest, list[Record], tuple[Verdict, ...]]:
         ConfigError: when it was run without claims.
         RunFolderError: when there is none.
     """
-    manifest = read_manifest(folder)
-    settings = manifest.settings.get("hypotheses")
-    if settings is None:
-        raise ConfigError(f"the evaluation in {folder} judges no claims", "run eval_sb3.py experiment=study")
+    manifest = manifest_with_claims(folder)
     records = manifest.select(RecordStore(folder / RECORDS_FOLDER).read())
-    return manifest, records, judge_evaluation(records, manifest, settings)
+    return manifest, records, judge_evaluation(records, manifest, manifest.settings["hypotheses"])
+
+
+def manifest_with_claims(folder: Path) -> Manifest:
+    """The manifest of an evaluation that judges claims; raises as :func:`judged`."""
+    manifest = read_manifest(folder)
+    if manifest.settings.get("hypotheses") is None:
+        raise ConfigError(f"the evaluation in {folder} judges no claims", "run eval_sb3.py experiment=study")
+    return manifest
 
 
 def provenance(manifest: Manifest) -> list[str]:
@@ -160,6 +165,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--scenes", type=int, default=1024, help="scenes to measure the detector's accuracy on; 0: none"
     )
     options = parser.parse_args(arguments)
+    for folder in options.folders:
+        manifest_with_claims(folder)  # before minutes of measuring the detector
     found = detector_accuracy(options.scenes) if options.scenes else ()
     learning = learning_sections(options.runs, read_tables(options.attempts / "table")) if options.runs else ()
     print(f"written: {write_page(options.folders, options.out, found, learning)}")

@@ -11,7 +11,7 @@ import train_sb3
 from addiffusion_env import AdDiffusionVecEnv
 from addiffusion_env.agents.algorithms import check_algorithm, make_model
 from addiffusion_env.agents.tabular_training import TabularConfig
-from addiffusion_env.agents.training import TrainingConfig
+from addiffusion_env.agents.training import TrainingConfig, algorithm_and_table
 from addiffusion_env.config import compose_config
 from addiffusion_env.envs.settings import EnvSettings, refine_config
 from addiffusion_env.errors import ConfigError
@@ -69,6 +69,9 @@ def test_recipes_of_the_hub(backbone):
         ({"n_steps": 1.5}, r"n_steps of ppo must be int, got 1\.5"),
         ({"ent_coeff": 0.1}, "did you mean 'ent_coef'"),
         ({"seed": 3}, "ppo has no setting 'seed'"),
+        ({"n_steps": 0}, "n_steps of ppo must be at least 1, got 0"),
+        ({"n_epochs": 0}, "n_epochs of ppo must be at least 1, got 0"),
+        ({"gamma": 1.5}, r"gamma of ppo must be from 0 to 1, got 1\.5"),
     ],
 )
 def test_settings_of_the_algorithm_are_checked_by_its_signature(settings, words):
@@ -78,10 +81,21 @@ def test_settings_of_the_algorithm_are_checked_by_its_signature(settings, words)
 
 def test_what_sb3_refuses_is_told_as_a_configuration_error():
     env = VecMonitor(AdDiffusionVecEnv(1, steps=2))
-    with pytest.raises(ConfigError, match=r"ppo refuses n_steps=4, batch_size=0: .*batch_size"):
-        make_model("ppo", env, {"n_steps": 4, "batch_size": 0}, 0, "cpu")
+    with pytest.raises(ConfigError, match=r"ppo refuses n_steps=4, batch_size=1: .*batch_size"):
+        make_model("ppo", env, {"n_steps": 4, "batch_size": 1}, 0, "cpu")
     with pytest.raises(ConfigError, match=r"^unknown device 'gpu'"):
         make_model("ppo", env, {"n_steps": 4, "batch_size": 2}, 0, "gpu")
+
+
+def test_a_batch_of_one_decision_is_refused_where_its_advantage_would_be_nan():
+    lone = {"n_steps": 3, "batch_size": 8}
+    with pytest.raises(ConfigError, match=r"n_steps \* lanes = 3 \* 3: .*\n  -> choose a batch_size that divides 9"):
+        algorithm_and_table({**CONFIG, "ppo": lone, "lanes": 3})
+    with pytest.raises(ConfigError, match="batch_size=1 of maskable_ppo leaves a batch of one decision"):
+        algorithm_and_table({**CONFIG, "tabular": {"ppo": {"n_steps": 8, "batch_size": 1}}})
+    algorithm_and_table({**CONFIG, "ppo": lone, "lanes": 4})
+    algorithm_and_table({**CONFIG, "ppo": {**lone, "normalize_advantage": False}, "lanes": 3})
+    algorithm_and_table({**CONFIG, "algorithm": "ppo", "ppo": lone, "lanes": 3})  # SB3 normalizes no batch of one
 
 
 def test_the_settings_that_ship_suit_their_algorithm():

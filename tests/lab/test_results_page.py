@@ -15,7 +15,7 @@ from addiffusion_env.samplers import make_sampler
 from addiffusion_env.samplers.traits import Traits
 from addiffusion_lab.claims import HYPOTHESES
 from addiffusion_lab.claims.detector import detector_accuracy
-from addiffusion_lab.claims.page import write_page
+from addiffusion_lab.claims.page import main, write_page
 
 ROOT = Path(__file__).parents[2]
 NFE = {
@@ -106,3 +106,9 @@ def test_a_sampler_stands_once_in_each_table_of_the_page():
     assert len(samplers) == 3, "the rules stand between them"
     for names in samplers:
         assert len(names) == len(set(names)), sorted(name for name in names if names.count(name) > 1)
+
+
+def test_a_folder_without_claims_is_refused_before_the_detector_is_measured(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main([str(tmp_path), "--out", str(tmp_path / "page"), "--scenes", str(10**9)])
+    assert "no evaluation in" in capsys.readouterr().err

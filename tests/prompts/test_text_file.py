@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from addiffusion_env.errors import PromptError, UnknownNameError
+from addiffusion_env.envs.settings import EnvSettings
+from addiffusion_env.errors import ConfigError, PromptError, UnknownNameError
 from addiffusion_env.prompts import PROMPT_SOURCES, PromptSource, TextFilePrompts, text_id
 
 
@@ -33,6 +34,11 @@ def test_is_a_prompt_source(tmp_path: Path) -> None:
     assert isinstance(source, PromptSource)
     assert [prompt.text for prompt in source.take(2)] == ["one", "two"]
     assert source.sample(np.random.default_rng(0)).text in {"one", "two", "three"}
+
+
+def test_as_a_setting_it_needs_its_path() -> None:
+    with pytest.raises(ConfigError, match=r"'text_file' needs the option 'path'\n  -> prompt_options=\{path: VALUE\}"):
+        EnvSettings(prompts="text_file").prompt_source()
 
 
 @pytest.mark.parametrize("data", [b"", b"\n\n", b"# only\n#comments"])

@@ -97,6 +97,7 @@ def test_a_mapping_changes_a_preset():
         ({}, "no terms"),
         ({"nfe_cost": float("inf")}, "finite"),
         ({"dino_stability": {"weight": 1, "centre": 2}}, "unknown setting of reward term 'dino_stability' 'centre'"),
+        ({"nfe_cost": {"wieght": 1}}, "did you mean 'weight'"),
     ],
 )
 def test_bad_rewards(reward, message):
