@@ -14,6 +14,7 @@ from addiffusion_env.agents.policy_file import shipped
 from addiffusion_env.agents.saved_policy import SavedPolicy
 from addiffusion_env.backbones import traits_of
 from addiffusion_env.envs.settings import EnvSettings, clip_width
+from addiffusion_env.errors import ConfigError
 from addiffusion_env.evaluation.eval_config import extras_in
 from addiffusion_env.evaluation.extras import Extra
 from addiffusion_env.evaluation.judges import choose_judges
@@ -27,13 +28,17 @@ def make_samplers(config: Mapping[str, Any]) -> tuple[list[Sampler], EnvSettings
     """The samplers of a configuration, the policy first, and the environment that they share.
 
     Raises:
-        ConfigError: for a policy that does not fit the environment's model.
+        ConfigError: for a policy that does not fit the environment's model, or costs per NFE without a policy.
         UnknownNameError: for a sampler that does not exist.
         UntrustedFileError: for a zip of Stable-Baselines3 without ``trust``.
         WeightsError: for a folder without a policy.
     """
     runs = [] if config["policy"] is None else [config["policy"]]
     runs += [run for key, kind in extras_in(config).items() for run in kind.runs(config[key])]
+    if not runs and any(cost_per_nfe is not None for cost_per_nfe in config["costs_per_nfe"]):
+        raise ConfigError(
+            f"costs_per_nfe={list(config['costs_per_nfe'])} would not take effect: there is no policy", "policy=emoji"
+        )
     trust = config["trust"]
     at_costs = [policy_at(run, cost_per_nfe, trust) for run in runs for cost_per_nfe in config["costs_per_nfe"]]
     # "24nfe" may be the cost at an end of the frontier, which is listed as well.

@@ -125,7 +125,8 @@ def frontier(pyplot: Any, summary: Summary, quality: str, cost: str) -> Any:
             label = Label(x.estimate, y.estimate, series.rows[name], series.colour)
             if series.name != FIXED:
                 _bars(axes, x, y, series.colour)
-                label = replace(label, low=y.low, high=y.high)
+                upright = (x.estimate, y.low), (x.estimate, y.high)
+                label = replace(label, bars=(upright, ((x.low, y.estimate), (x.high, y.estimate))))
             labels.append(label)
             if name == summary.focus:
                 axes.plot(x.estimate, y.estimate, "D", color=series.colour, markersize=7)

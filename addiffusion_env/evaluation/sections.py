@@ -98,7 +98,7 @@ def _comparison(summary: Summary, manifest: Manifest) -> Section:
             "Means over prompts with 95 % intervals: Wilson's for correctness with one seed, bootstrap otherwise. "
             "One guided evaluation counts 1 NFE; attempts, early exits and refinements are included. "
             "Correctness is judged by rules on the output of a detector that no reward uses; some samplers select "
-            "by preference, so it decides no claim alone. "
+            "by preference, so preference decides no claim alone. "
             "Seconds are wall-clock time without judging: a sampler's time over its images, with lanes batched, but "
             "one image at a time for samplers that run their own diffusers pipeline; within a batch time is divided by "
             "network calls. Memory is the peak while a sampler ran, of all lanes.",

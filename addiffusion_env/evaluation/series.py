@@ -18,7 +18,7 @@ from addiffusion_env.evaluation.summary import SamplerRow, Summary
 from addiffusion_env.samplers.traits import Traits
 
 BLUE, RED, GREY = "#3b78c4", "#c8413b", "#5f6368"
-PALETTE = ("#2e8b57", "#8e5bb5", "#d9822b", "#0f8b8d", "#b5485d", "#7a6a53", "#5c6bc0", "#9aa11f", BLUE)
+PALETTE = ("#2e8b57", "#8e5bb5", "#d9822b", "#0f8b8d", "#d6589f", "#7a6a53", "#5c6bc0", "#9aa11f", BLUE)
 MARKERS = "so^vPX*"
 FIXED = "fixed steps (95 % band)"
 """Label of the fixed schedules where there are several."""
@@ -104,15 +104,14 @@ class Label:
         x, y: the point, in the units of the axes.
         text: may be empty: then only the point is kept free of other texts.
         colour: of the text.
-        low, high: ends of the point's vertical bar, which no text covers either; ``None`` without one.
+        bars: lower and upper end of each of the point's error bars, which no text covers either.
     """
 
     x: float
     y: float
     text: str
     colour: str
-    low: float | None = None
-    high: float | None = None
+    bars: tuple[tuple[tuple[float, float], tuple[float, float]], ...] = ()
 
 
 def write_labels(
@@ -135,9 +134,9 @@ def write_labels(
     marks = axes.transData.transform([(label.x, label.y) for label in labels]) / unit
     taken = [(mark - RADIUS, mark + RADIUS) for mark in marks]
     for label in labels:
-        if label.low is not None:
-            ends = axes.transData.transform([(label.x, label.low), (label.x, label.high)]) / unit
-            taken.append((ends[0] - (1, 0), ends[1] + (1, 0)))
+        for bar in label.bars:
+            ends = axes.transData.transform(bar) / unit
+            taken.append((ends[0] - 1, ends[1] + 1))
     for label, mark in zip(labels, marks, strict=True):
         if not label.text:
             continue

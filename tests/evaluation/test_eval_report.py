@@ -11,11 +11,12 @@ from eval_records import record
 
 from addiffusion_env.errors import ConfigError, RunFolderError
 from addiffusion_env.evaluation.manifest import Manifest, MarginEntry, SamplerEntry, read_manifest, write_text
+from addiffusion_env.evaluation.plots import load_pyplot
 from addiffusion_env.evaluation.records import digest_of
 from addiffusion_env.evaluation.rendering import to_html, to_markdown
 from addiffusion_env.evaluation.report import write_report
 from addiffusion_env.evaluation.sections import Figure, Section, Table, sections
-from addiffusion_env.evaluation.series import FIXED, series_of
+from addiffusion_env.evaluation.series import FIXED, Label, series_of, write_labels
 from addiffusion_env.evaluation.store import RecordStore, png_bytes
 from addiffusion_env.evaluation.summary import reference_of, summarise
 from addiffusion_env.evaluation.tables import focus_of
@@ -170,6 +171,18 @@ def test_no_two_samplers_look_alike():
     assert of["policy:run@…"].joined and not of["threshold_resample:…"].joined
     assert [series.name for series in found if series.colour == of["policy:run@…"].colour] == ["policy:run@…"]
     assert {"fixed:20,trailing,unipc", "policy:run@0.01,shuffled", "prompt_rule:8,6"} < set(of)
+
+
+def test_no_text_of_a_figure_covers_an_error_bar():
+    pyplot = load_pyplot()
+    figure, axes = pyplot.subplots(figsize=(6, 4))
+    axes.set(xlim=(0, 4), ylim=(0, 4))
+    bars = (((2, 0.5), (2, 2)), ((0.5, 2), (3.5, 2)))  # below it and to both sides
+    write_labels(figure, axes, [Label(2, 2, "0.03", "red", bars)], 8)
+    box = axes.texts[0].get_window_extent()
+    x, y = axes.transData.transform((2, 2))
+    pyplot.close(figure)
+    assert box.y0 > y and box.x0 < x < box.x1, "above"
 
 
 def test_without_verdicts_preference_is_primary_and_said_so():

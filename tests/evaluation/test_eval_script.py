@@ -59,6 +59,7 @@ def test_a_mistyped_key_costs_two_lines_and_exit_code_two(tmp_path, monkeypatch,
     [
         ("out=/proc/nowhere", ("/proc/nowhere", "->")),
         ("policy=runs/none", ("no policy in runs/none: there is no such folder", "or emoji")),
+        ("costs_per_nfe=[0.1]", ("costs_per_nfe=[0.1] would not take effect: there is no policy", "-> policy=emoji")),
     ],
 )
 def test_a_mistaken_value_costs_two_lines_and_exit_code_two(argument, words, tmp_path, monkeypatch, capsys):
