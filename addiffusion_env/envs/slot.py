@@ -7,6 +7,8 @@ since a dict per lane takes more time than the rest of a step.
 
 from __future__ import annotations
 
+import math
+import numbers
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
@@ -133,7 +135,7 @@ def draw(
         options: see :data:`RESET_OPTIONS`.
 
     Raises:
-        ConfigError: for an unknown option, or a ``prompt_id`` without a ``prompt``.
+        ConfigError: for an unknown option, a value of another type or below 0, or a ``prompt_id`` without a ``prompt``.
     """
     options = present("reset option", options)
     for key in options:
@@ -142,6 +144,10 @@ def draw(
     prompt, prompt_id = options.get("prompt"), options.get("prompt_id")
     if prompt_id is not None and prompt is None:
         raise ConfigError("reset was given a prompt_id without a prompt", "give both, or a prompt alone")
+    for key, kind, words in (("seed", numbers.Integral, "whole number"), ("cost_per_nfe", numbers.Real, "number")):
+        value: Any = options.get(key, 0)
+        if not isinstance(value, kind) or not 0 <= value < math.inf:
+            raise ConfigError(f"the reset's {key} is {value!r:.100}", f"give a {words}, 0 or more, or leave it out")
     rng = np.random.default_rng([seed, episode])
     drawn, image_seed = source.sample(rng), int(rng.integers(2**31))
     cost_per_nfe = float(rng.uniform(*costs_per_nfe))

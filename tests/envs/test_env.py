@@ -130,7 +130,14 @@ def test_an_outside_limit_truncates():
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"promt": "a dog"}, "no option 'promt'\n  -> did you mean 'prompt'"), ({"prompt_id": "x"}, "without a prompt")],
+    [
+        ({"promt": "a dog"}, "no option 'promt'\n  -> did you mean 'prompt'"),
+        ({"prompt_id": "x"}, "without a prompt"),
+        ({"cost_per_nfe": -0.1}, r"cost_per_nfe is -0\.1\n  -> give a number, 0 or more"),
+        ({"cost_per_nfe": float("nan")}, "cost_per_nfe is nan"),
+        ({"seed": "a"}, "seed is 'a'\n  -> give a whole number"),
+        ({"seed": 2.5}, r"seed is 2\.5"),
+    ],
 )
 def test_bad_reset_options(env, options, message):
     with pytest.raises(AdDiffusionError, match=message):
