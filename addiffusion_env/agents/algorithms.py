@@ -214,7 +214,7 @@ def check_algorithm(name: str, settings: Mapping[str, Any]) -> None:
         check_arguments(name, one.__init__, {key: settings[key] for key in settings if key in parameters})  # type: ignore[misc]
     for key, (low, high) in RANGES.items():
         value = settings.get(key)
-        if isinstance(value, numbers.Real) and not low <= value <= high:
+        if isinstance(value, numbers.Real) and not low <= float(value) <= high:
             allowed = f"at least {low:g}" if high == math.inf else f"from {low:g} to {high:g}"
             raise ConfigError(f"{key} of {name} must be {allowed}, got {value}", f"see {kind.__module__}")
     policy = _policy(name, kind, settings.get("policy"))

@@ -146,7 +146,7 @@ def draw(
         raise ConfigError("reset was given a prompt_id without a prompt", "give both, or a prompt alone")
     for key, kind, words in (("seed", numbers.Integral, "whole number"), ("cost_per_nfe", numbers.Real, "number")):
         value: Any = options.get(key, 0)
-        if not isinstance(value, kind) or not 0 <= value < math.inf:
+        if not isinstance(value, kind) or not 0 <= float(value) < math.inf:
             raise ConfigError(f"the reset's {key} is {value!r:.100}", f"give a {words}, 0 or more, or leave it out")
     rng = np.random.default_rng([seed, episode])
     drawn, image_seed = source.sample(rng), int(rng.integers(2**31))
