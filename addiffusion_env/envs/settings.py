@@ -270,9 +270,7 @@ class EnvSettings:
                     raise ConfigError(f"prompt source {prompts!r} has no option {key!r}", nearest(key, known))
             for key, item in known.items():
                 if item.default is item.empty and item.kind != item.VAR_KEYWORD and key not in self.prompt_options:
-                    raise ConfigError(
-                        f"prompt source {prompts!r} needs the option {key!r}", f"prompt_options={{{key}: VALUE}}"
-                    )
+                    raise ConfigError(f"prompt source {prompts!r} needs {key!r}", f"prompt_options={{{key}: VALUE}}")
             return make(**self.prompt_options)
         return prompts if isinstance(prompts, PromptSource) else PromptList(prompts)
 

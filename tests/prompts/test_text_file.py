@@ -37,7 +37,7 @@ def test_is_a_prompt_source(tmp_path: Path) -> None:
 
 
 def test_as_a_setting_it_needs_its_path() -> None:
-    with pytest.raises(ConfigError, match=r"'text_file' needs the option 'path'\n  -> prompt_options=\{path: VALUE\}"):
+    with pytest.raises(ConfigError, match=r"'text_file' needs 'path'\n  -> prompt_options=\{path: VALUE\}"):
         EnvSettings(prompts="text_file").prompt_source()
 
 
