@@ -16,7 +16,7 @@ from addiffusion_env.agents.inputs import Prompts, Seeds, listed, make_jobs, wit
 from addiffusion_env.agents.make import make_policy, model_settings, policy_and_model
 from addiffusion_env.agents.outputs import Generated, ImageStream, PipelineOutput, check_output_type, collect, in_order
 from addiffusion_env.agents.saved_policy import SavedPolicy
-from addiffusion_env.agents.trace import Job, StepCallback, StepCalls, check_tensors, traced
+from addiffusion_env.agents.trace import Job, StepCallback, StepCalls, check_callback, traced
 from addiffusion_env.agents.untrained import default_policy, default_process
 from addiffusion_env.backbones.base import Backbone
 from addiffusion_env.backbones.pipeline_backbone import PipelineBackbone
@@ -307,7 +307,7 @@ class AdaptivePipeline:
         decode_batch: int = 4,
     ) -> tuple[Generator[Generated, None, None], Counters]:
         """Finished images in order of completion, and the counters of the engine that generates them."""
-        check_tensors(tensors)
+        check_callback(callback, tensors)
         calls = None if callback is None else partial(StepCalls, self, self.backbone, callback, tuple(tensors))
         engine = Engine(self.backbone, self.scorers, solver=process.solver, decider=sampler.decide)
         coroutines = (traced(job, sampler, process, self.backbone, calls, return_trace) for job in jobs)

@@ -8,7 +8,8 @@ batch axes of its network calls, whether joining them changes results, the layou
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -120,6 +121,11 @@ class PipelineBackbone(Backbone):
         self._layouts = {self.measured.layout.inner: self.measured.layout}
         self.capabilities = self._capabilities()
         self._most_tokens = NO_LIMIT if self.options.truncate_prompts else self.capabilities.max_tokens
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Suspended calls and recordings cannot be copied or pickled: the copy measures its own pipeline.
+        options = {item.name: getattr(self.options, item.name) for item in fields(self.options)}
+        return partial(type(self), **options), (self.pipe, dict(self.arguments.given))
 
     @property
     def denoiser(self) -> Any:
@@ -256,7 +262,7 @@ class PipelineBackbone(Backbone):
             generator = keyed_generator(prompt.prompt_id, seed, stream)
             request.rng_state = keyed_generator(prompt.prompt_id, seed, "global").get_state()
         else:
-            request.rng_state = torch.get_rng_state()
+            request.rng_state, request.generator = torch.get_rng_state(), generator
         inner, state = self.evaluator.drawn(request, None, generator)
         plan = self.plan_of(request)
         if spacing == SCHEDULER:
@@ -270,7 +276,7 @@ class PipelineBackbone(Backbone):
             levels = self.sigmas(steps, spacing)
         x = self.layout_of(inner, request).outer(inner.float() / self.convention.scale(float(plan.levels[0])))
         latents = Latents.start(x, torch.tensor([levels[0]], dtype=torch.float64))
-        history = replace(latents.history, scheduler=({"index": 0, "values": {}, "generator": state},))
+        history = replace(latents.history, scheduler=({"index": 0, "values": {}, **state},))
         return request, replace(latents, history=history), levels
 
     def plan_of(self, request: CallRequest) -> SchedulerPlan:
@@ -358,6 +364,7 @@ class PipelineBackbone(Backbone):
         made, after = self.steps.step(list(wanted.values()))
         for row, state in zip(wanted, after, strict=True):
             states[row] = state
+            conditioning.requests[row].advance(latents.history.scheduler[row], state)
         taken = [row for row, state in enumerate(states) if state is not None]
         if len(taken) < len(targets):
             # Steps outside the plan (early exit, refinement) are first-order steps along the path.
