@@ -21,7 +21,7 @@ from addiffusion_env.backbones.solvers import SCHEDULER
 from addiffusion_env.engine.process import ProcessConfig
 from addiffusion_env.errors import ConfigError, PromptError
 from addiffusion_env.prompts import Prompt
-from addiffusion_env.samplers.base import Sampler
+from addiffusion_env.samplers.base import Sampler, placed
 
 Prompts = str | Prompt | Iterable["str | Prompt"]
 Seeds = int | Iterable[int] | None
@@ -212,6 +212,8 @@ def with_pipeline_kwargs(
     for row, prompt in enumerate(prompts):
         own = {name: _row(value, row, count) for name, value in arguments.items() if name not in shared}
         made.append(replace(prompt, arguments={**prompt.arguments, **shared, **own}))
+    if process.decide_at is not None:
+        process = placed(sampler, replace(base, **changes), backbone.evaluations(made[0], process.steps))
     return process, made
 
 

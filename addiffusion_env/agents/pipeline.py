@@ -27,7 +27,7 @@ from addiffusion_env.envs.settings import EnvSettings, clip_width, load_backbone
 from addiffusion_env.errors import ConfigError
 from addiffusion_env.plugins import load_plugins
 from addiffusion_env.prompts import Prompt
-from addiffusion_env.samplers.base import Sampler
+from addiffusion_env.samplers.base import Sampler, placed
 from addiffusion_env.samplers.traits import Traits
 from addiffusion_env.scorers.image_scores import ImageScorers, NoScorers
 
@@ -339,7 +339,8 @@ class AdaptivePipeline:
     def _own_process(self) -> ProcessConfig:
         capabilities, name = self.backbone.capabilities, self.backbone.name
         self._own = self._base or EnvSettings(refine="off").process(capabilities, name)
-        made = self.sampler.process(self._own)
+        evaluations = len(self.backbone.sigmas(self._own.steps, self._own.spacing)) - 1
+        made = placed(self.sampler, self._own, evaluations)
         made.check(capabilities, name)
         return made
 

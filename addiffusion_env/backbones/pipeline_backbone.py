@@ -294,6 +294,12 @@ class PipelineBackbone(Backbone):
             self._plans[steps] = CallRequest(self.arguments.call(PROMPTS[0], steps))
         return self.plan_of(self._plans[steps]).levels
 
+    def evaluations(self, prompt: Prompt, steps: int) -> int:
+        """Evaluations of an image with its own arguments: fewer than ``steps`` from the middle of a schedule."""
+        request = self.request(prompt, steps)
+        request.rng_state = torch.get_rng_state()  # restored afterwards
+        return len(self.plan_of(request).times)
+
     def timestep_position(self, sigma: Tensor) -> Tensor:
         """See :meth:`Backbone.timestep_position`."""
         return self.convention.position(sigma)

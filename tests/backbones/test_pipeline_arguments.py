@@ -139,6 +139,23 @@ def test_the_first_part_of_sdxl(given):
     assert difference(own_image(pipe, {**settings, **given}), own_image(pipe, settings)) > 0.005
 
 
+@pytest.mark.parametrize("where", ["wrapped", "called"])
+@pytest.mark.parametrize(("strength", "nfe"), [(1.0, 8), (0.5, 4), (0.1, 1)])
+def test_an_early_exit_of_a_schedule_from_its_middle(where, strength, nfe):
+    """60 % of the steps that there are, and one evaluation for what remains up to the first step of ten."""
+    given = {"image": noise(0), "num_inference_steps": 10, "strength": strength if where == "wrapped" else 0.75}
+    adaptive = wrapped(ZOO["sd15_img2img"](), given, "checked_attempts:0,0.6,1")
+    called = {"strength": strength} if where == "called" else {}
+    assert adaptive(PROMPT, **called).nfe.tolist() == [nfe]
+
+
+def test_a_new_attempt_of_a_schedule_from_its_middle():
+    plain = wrapped(ZOO["sd15_img2img"](), {"image": noise(0), "num_inference_steps": 10, "strength": 0.5})
+    process = replace(plain.process, refine=replace(REFINE_PRESETS["resample"], return_to=6))
+    out = AdaptivePipeline(plain.backbone, Again(), process)(PROMPT)
+    assert out.actions == [[0, 2, 0]] and out.nfe.tolist() == [1 + 4 + 1]  # it returns to the last of five steps
+
+
 @pytest.mark.parametrize("given", [{"height": [16, 24]}, {"guidance_rescale": (0.1, 0.2)}, {"eta": [0.0, 1.0]}])
 def test_a_list_for_one_number_is_named(euler, given):
     with pytest.raises(ConfigError, match=f"{next(iter(given))} must be one number, got") as error:
