@@ -8,7 +8,7 @@ batch axes of its network calls, whether joining them changes results, the layou
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from addiffusion_env.backbones.base import Backbone, Capabilities, Load, check_prompts
 from addiffusion_env.backbones.batches import Conditioning, Latents, Prediction
-from addiffusion_env.backbones.calls.arguments import PipelineArguments
+from addiffusion_env.backbones.calls.arguments import PipelineArguments, check_steps
 from addiffusion_env.backbones.calls.denoiser_hooks import DenoiserHooks, attention_grid
 from addiffusion_env.backbones.calls.evaluator import Evaluator
 from addiffusion_env.backbones.calls.latent_layout import LatentLayout
@@ -124,8 +124,7 @@ class PipelineBackbone(Backbone):
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Suspended calls and recordings cannot be copied or pickled: the copy measures its own pipeline.
-        options = {item.name: getattr(self.options, item.name) for item in fields(self.options)}
-        return partial(type(self), **options), (self.pipe, dict(self.arguments.given))
+        return partial(type(self), **vars(self.options)), (self.pipe, dict(self.arguments.given))
 
     @property
     def denoiser(self) -> Any:
@@ -222,7 +221,9 @@ class PipelineBackbone(Backbone):
         """The pipeline request of one image."""
         text = prompt.text if isinstance(prompt, Prompt) else prompt
         more = prompt.arguments if isinstance(prompt, Prompt) else {}
-        return CallRequest(self.arguments.call(text, steps or self.capabilities.default_steps, more))
+        made = CallRequest(self.arguments.call(text, steps or self.capabilities.default_steps, more))
+        check_steps(made.arguments)
+        return made
 
     def encode(self, prompts: Sequence[str]) -> Conditioning:
         """Creates requests for prompts; the pipeline encodes each text once, when the first call is opened."""
@@ -291,7 +292,7 @@ class PipelineBackbone(Backbone):
         if spacing != SCHEDULER:
             return self.convention.respaced(steps, spacing)
         if steps not in self._plans:
-            self._plans[steps] = CallRequest(self.arguments.call(PROMPTS[0], steps))
+            self._plans[steps] = self.request(PROMPTS[0], steps)
         return self.plan_of(self._plans[steps]).levels
 
     def evaluations(self, prompt: Prompt, steps: int) -> int:
@@ -385,10 +386,8 @@ class PipelineBackbone(Backbone):
     @torch.no_grad()
     def decode(self, x0: Tensor, conditioning: Sequence[Conditioning] | None = None) -> Tensor:
         """Runs the pipeline's own post-processing: decoder, safety checker and image processor."""
-        if conditioning is None:
-            requests = [self.measured.request] * len(x0)
-        else:
-            requests = [part.requests[0] for part in conditioning]
+        known = None if conditioning is None else [part.requests[0] for part in conditioning]
+        requests = known or [self.measured.request] * len(x0)
         layout = self._layout_for(x0, requests[0])
         ends = []
         for row, request in enumerate(requests):

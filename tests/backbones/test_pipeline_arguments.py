@@ -128,6 +128,15 @@ def test_a_list_of_timesteps_sets_the_steps_of_the_policy(euler):
     assert out.actions == [[0, 1]]  # an early exit after half of eight steps
 
 
+def test_other_steps_than_a_list_of_every_image(euler):
+    adaptive = wrapped(euler[0], {**SD, "num_inference_steps": 7, "timesteps": [999, 700, 300]})
+    assert adaptive(PROMPT).nfe.tolist() == [3]
+    with pytest.raises(ConfigError, match="5 steps would not take effect: timesteps lists 3") as error:
+        AdaptivePipeline(adaptive.backbone, "fixed:5")(PROMPT)
+    two_lines(error.value)
+    assert AdaptivePipeline(adaptive.backbone, "continue")(PROMPT, timesteps=[999, 1]).nfe.tolist() == [2]
+
+
 @pytest.mark.parametrize("given", [{"denoising_end": 0.3}, {"denoising_end": 0.6}])
 def test_the_first_part_of_sdxl(given):
     """The pipeline looks at all timesteps before its loop takes the first of them."""

@@ -29,6 +29,20 @@ GUIDANCE = ("true_cfg_scale", "guidance_scale")
 """Names of the classifier-free guidance scale. Where both exist, the second is an input of a distilled network."""
 
 
+def check_steps(arguments: Mapping[str, Any]) -> None:
+    """Refuses a number of steps beside a list of another length, which the pipeline would take instead.
+
+    Raises:
+        ConfigError: with both numbers.
+    """
+    for name in STEP_LISTS:
+        listed, steps = arguments.get(name), arguments["num_inference_steps"]
+        if listed is not None and len(listed) != steps:
+            raise ConfigError(
+                f"{steps} steps would not take effect: {name} lists {len(listed)}", "leave out one of them"
+            )
+
+
 @dataclass(frozen=True)
 class PipelineArguments:
     """The arguments that a pipeline is called with.
