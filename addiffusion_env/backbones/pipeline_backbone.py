@@ -83,8 +83,7 @@ class PipelineBackbone(Backbone):
 
     def __init__(self, pipe: Any, arguments: Mapping[str, Any] | None = None, **options: Any) -> None:
         self.options = self._options(options)
-        self.pipe = pipe
-        self.arguments = PipelineArguments.of(pipe, {**self.own, **(arguments or {})})
+        self.pipe, self.arguments = pipe, PipelineArguments.of(pipe, {**self.own, **(arguments or {})})
         check_pipeline(pipe)
         self._measure()
 
