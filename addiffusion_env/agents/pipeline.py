@@ -200,6 +200,8 @@ class AdaptivePipeline:
                 for a policy that has none, or an argument that the pipeline does not have or that would not take
                 effect.
             UnknownNameError: for an unknown output type.
+            NumericsError: for an image that is not finite; the others of the call are lost (a stream keeps those that
+                it has yielded).
         """
         check_output_type(output_type)
         self._refresh()

@@ -16,6 +16,7 @@ from addiffusion_env import AdaptivePipeline
 from addiffusion_env.backbones.pipeline_backbone import PipelineBackbone
 from addiffusion_env.engine.process import REFINE_PRESETS, Action
 from addiffusion_env.errors import CapabilityError, ConfigError
+from addiffusion_env.prompts import Prompt
 from addiffusion_env.samplers.base import BaseSampler
 from addiffusion_lab.tiny_pipelines import parts as tiny
 
@@ -170,6 +171,12 @@ def test_a_list_for_one_number_is_named(euler, given):
     with pytest.raises(ConfigError, match=f"{next(iter(given))} must be one number, got") as error:
         euler[1]([PROMPT, OTHER], **given)
     two_lines(error.value)
+
+
+def test_an_argument_of_a_prompt_is_checked(euler):
+    prompt = replace(Prompt.of(PROMPT), arguments={"heigth": 24})
+    with pytest.raises(ConfigError, match=r"has no argument 'heigth'\n.*did you mean 'height'"):
+        list(euler[1].stream([prompt]))
 
 
 # Images.

@@ -140,7 +140,12 @@ class PipelineArguments:
         return int(self.value("num_inference_steps") or 50)
 
     def call(self, prompt: str | None, steps: int, more: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """The arguments of one image's call."""
+        """The arguments of one image's call.
+
+        Raises:
+            ConfigError: see :meth:`check`, for ``more``.
+        """
+        self.check(more or {})
         found = {**self.given, **(more or {})}
         if prompt is not None and found.get("prompt_embeds") is None:
             found["prompt"] = prompt
