@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -14,12 +15,13 @@ import torch
 
 from addiffusion_env.agents.trace import Job
 from addiffusion_env.backbones.base import Backbone
+from addiffusion_env.backbones.calls.arguments import STEP_LISTS
 from addiffusion_env.backbones.pipeline_backbone import PipelineBackbone
 from addiffusion_env.backbones.solvers import SCHEDULER
 from addiffusion_env.engine.process import ProcessConfig
 from addiffusion_env.errors import ConfigError, PromptError
 from addiffusion_env.prompts import Prompt
-from addiffusion_env.samplers.base import Sampler
+from addiffusion_env.samplers.base import Sampler, placed
 
 Prompts = str | Prompt | Iterable["str | Prompt"]
 Seeds = int | Iterable[int] | None
@@ -107,14 +109,15 @@ def _seed(seed: Any) -> int:
         ) from error
 
 
+IMAGES = ("image", "control_image", "ip_adapter_image")
+"""Per-prompt arguments of images with colours. A mask of three axes is a batch (diffusers' ``VaeImageProcessor``)."""
+
 PER_PROMPT = (
-    "image",
+    *IMAGES,
     "mask_image",
     "masked_image_latents",
-    "control_image",
     "latents",
     "generator",
-    "ip_adapter_image",
     "attention_kwargs",
     "cross_attention_kwargs",
     "joint_attention_kwargs",
@@ -125,7 +128,7 @@ PER_PROMPT_PARTS = ("prompt", "embeds", "embeddings", "attention_mask", "token_i
 """Substrings in the names of per-prompt arguments: ``negative_prompt_2``, ``pooled_prompt_embeds`` ..."""
 
 
-STEPPED = ("eta", "timesteps", "sigmas")
+STEPPED = ("eta", *STEP_LISTS)
 """Arguments that only the pipeline's own scheduler reads."""
 
 
@@ -178,74 +181,109 @@ def with_pipeline_kwargs(
         if not isinstance(steps, int | np.integer) or isinstance(steps, bool) or steps < 1:
             raise ConfigError(f"num_inference_steps must be a whole number from 1, got {steps!r:.60}", "for example 20")
         changes["steps"] = int(steps)
+    steps_by = next((name for name in STEP_LISTS if arguments.get(name) is not None), "num_inference_steps")
+    if steps_by in arguments:  # the pipeline's own rule: they replace num_inference_steps
+        changes["steps"] = len(arguments[steps_by])
     guidance = backbone.measured.guidance
     scale = None if guidance.name is None else arguments.get(guidance.name)
     if scale is not None:
-        if not isinstance(scale, int | float) or isinstance(scale, bool) or not math.isfinite(scale):
+        if not isinstance(scale, numbers.Real) or isinstance(scale, bool) or not math.isfinite(scale):
             raise ConfigError(f"{guidance.name} must be one number, got {scale!r:.60}", "call once for each scale")
+        arguments[str(guidance.name)] = float(scale)
         changes["guidance_scale"] = guidance.scale(float(scale))
-    if changes:
-        process = _changed(backbone, sampler, base, changes, guidance.name)
     for name in STEPPED:
-        if arguments.get(name) not in (None, 0) and process.solver != SCHEDULER:
+        value = arguments.get(name)
+        if value is not None and not (isinstance(value, numbers.Real) and value == 0) and process.solver != SCHEDULER:
             raise ConfigError(
                 f"{name} would not take effect: solver={process.solver} replaces the pipeline's scheduler",
                 "use policy 'continue', or solver=scheduler",
             )
+    if changes:
+        process = _changed(backbone, sampler, base, changes, {"steps": steps_by, "guidance_scale": guidance.name})
     count = len(prompts)
-    shared = {name: value for name, value in arguments.items() if not _one_each(name, value, count, images_per_prompt)}
-    if isinstance(shared.get("generator"), torch.Generator) and count * images_per_prompt > 1:
-        raise ConfigError(
-            f"one generator for {count * images_per_prompt} images: an image would depend on previous images",
-            "pass a list with one generator for each image, or seeds=",
-        )
+    usual = backbone.arguments.given
+    shared = {
+        name: value
+        for name, value in arguments.items()
+        if not _one_each(name, value, usual.get(name), count, images_per_prompt)
+    }
+    _check_generators(arguments.get("generator"), count, images_per_prompt)
     made = []
     for row, prompt in enumerate(prompts):
         own = {name: _row(value, row, count) for name, value in arguments.items() if name not in shared}
         made.append(replace(prompt, arguments={**prompt.arguments, **shared, **own}))
+    if process.decide_at is not None:
+        process = placed(sampler, replace(base, **changes), backbone.evaluations(made[0], process.steps))
     return process, made
 
 
 def _changed(
-    backbone: Backbone, sampler: Sampler, base: ProcessConfig, changes: Mapping[str, Any], guidance: str | None
+    backbone: Backbone,
+    sampler: Sampler,
+    base: ProcessConfig,
+    changes: Mapping[str, Any],
+    arguments: Mapping[str, str | None],
 ) -> ProcessConfig:
-    """The process with other steps or guidance, if the policy leaves them free."""
+    """The process with other steps or guidance, if the policy leaves them free; ``arguments`` set them, by setting."""
     changed = sampler.process(replace(base, **changes))
     for name, value in changes.items():
         if getattr(changed, name) != value:
-            argument = "num_inference_steps" if name == "steps" else guidance
             raise ConfigError(
-                f"{argument} would not take effect: policy {sampler.name!r} sets {name}={getattr(changed, name)}",
+                f"{arguments[name]} would not take effect: policy {sampler.name!r} sets {name}="
+                f"{getattr(changed, name)}",
                 "use policy 'continue', or write it into the policy's name (fixed:30)",
             )
     changed.check(backbone.capabilities, backbone.name)
     return changed
 
 
-def _one_each(name: str, value: Any, count: int, images: int) -> bool:
-    """Whether a value holds one for each prompt (generators: for each image)."""
+def _check_generators(given: Any, count: int, images: int) -> None:
+    """Refuses generators that several images would draw from, one after the other."""
+    if given is None:
+        return
+    different = {id(entry) for entry in (given if isinstance(given, list | tuple) else [given])}
+    if len(different) < count * images:
+        number = "one generator" if len(different) == 1 else f"{len(different)} generators"
+        raise ConfigError(
+            f"{number} for {count * images} images: an image would depend on previous images",
+            "pass a list with one generator for each image, or seeds=",
+        )
+
+
+def _one_each(name: str, value: Any, usual: Any, count: int, images: int) -> bool:
+    """Whether a value holds one for each prompt (generators: for each image); ``usual`` is the one for every image."""
     if not belongs_to_prompt(name):
         return False
-    if isinstance(value, torch.Tensor):
+    if isinstance(value, torch.Tensor | np.ndarray):
         if ("latents" in name or "embeds" in name) and value.ndim > 1 and len(value) not in (1, count):
             raise ConfigError(
                 f"{name} has {len(value)} rows for {count} prompts", "give one row for all, or one for each prompt"
             )
+        if value.ndim < 4 and name in IMAGES:  # (C, H, W) or (H, W, C): a single image
+            return False
         return len(value) == count and (count > 1 or "embeds" not in name)
     if not isinstance(value, list | tuple):
         return False
     if name == "ip_adapter_image_embeds" and not any(isinstance(entry, list | tuple) for entry in value):
         return False  # a list with one entry per adapter
+    if name in IMAGES and _is_plain_list(usual) and _is_plain_list(value):
+        return False  # every prompt takes a list of images: one for each ControlNet, several references ...
     if name == "generator" and len(value) == count * images and images > 1:
         raise ConfigError(
             f"{len(value)} generators for {count} prompts of {images} images each", "repeat the prompts, one per image"
         )
     if len(value) == count:
         return True
+    several = "; of several images for a prompt, a list of lists" if name in IMAGES else ""
     raise ConfigError(
-        f"{name} has {len(value)} entries for {count} prompts", "give one value for all, or one for each prompt"
+        f"{name} has {len(value)} entries for {count} prompts",
+        f"give one value for all, or one for each prompt{several}",
     )
 
 
+def _is_plain_list(value: Any) -> bool:
+    return isinstance(value, list | tuple) and not any(isinstance(entry, list | tuple) for entry in value)
+
+
 def _row(value: Any, row: int, count: int) -> Any:
-    return value[row : row + 1] if isinstance(value, torch.Tensor) else value[row]
+    return value[row : row + 1] if isinstance(value, torch.Tensor | np.ndarray) else value[row]

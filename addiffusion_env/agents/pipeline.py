@@ -16,7 +16,7 @@ from addiffusion_env.agents.inputs import Prompts, Seeds, listed, make_jobs, wit
 from addiffusion_env.agents.make import make_policy, model_settings, policy_and_model
 from addiffusion_env.agents.outputs import Generated, ImageStream, PipelineOutput, check_output_type, collect, in_order
 from addiffusion_env.agents.saved_policy import SavedPolicy
-from addiffusion_env.agents.trace import Job, StepCallback, StepCalls, check_tensors, traced
+from addiffusion_env.agents.trace import Job, StepCallback, StepCalls, check_callback, traced
 from addiffusion_env.agents.untrained import default_policy, default_process
 from addiffusion_env.backbones.base import Backbone
 from addiffusion_env.backbones.pipeline_backbone import PipelineBackbone
@@ -27,7 +27,7 @@ from addiffusion_env.envs.settings import EnvSettings, clip_width, load_backbone
 from addiffusion_env.errors import ConfigError
 from addiffusion_env.plugins import load_plugins
 from addiffusion_env.prompts import Prompt
-from addiffusion_env.samplers.base import Sampler
+from addiffusion_env.samplers.base import Sampler, placed
 from addiffusion_env.samplers.traits import Traits
 from addiffusion_env.scorers.image_scores import ImageScorers, NoScorers
 
@@ -200,6 +200,8 @@ class AdaptivePipeline:
                 for a policy that has none, or an argument that the pipeline does not have or that would not take
                 effect.
             UnknownNameError: for an unknown output type.
+            NumericsError: for an image that is not finite; the others of the call are lost (a stream keeps those that
+                it has yielded).
         """
         check_output_type(output_type)
         self._refresh()
@@ -307,7 +309,7 @@ class AdaptivePipeline:
         decode_batch: int = 4,
     ) -> tuple[Generator[Generated, None, None], Counters]:
         """Finished images in order of completion, and the counters of the engine that generates them."""
-        check_tensors(tensors)
+        check_callback(callback, tensors)
         calls = None if callback is None else partial(StepCalls, self, self.backbone, callback, tuple(tensors))
         engine = Engine(self.backbone, self.scorers, solver=process.solver, decider=sampler.decide)
         coroutines = (traced(job, sampler, process, self.backbone, calls, return_trace) for job in jobs)
@@ -339,7 +341,8 @@ class AdaptivePipeline:
     def _own_process(self) -> ProcessConfig:
         capabilities, name = self.backbone.capabilities, self.backbone.name
         self._own = self._base or EnvSettings(refine="off").process(capabilities, name)
-        made = self.sampler.process(self._own)
+        evaluations = len(self.backbone.sigmas(self._own.steps, self._own.spacing)) - 1
+        made = placed(self.sampler, self._own, evaluations)
         made.check(capabilities, name)
         return made
 

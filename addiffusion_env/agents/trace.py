@@ -25,6 +25,12 @@ StepCallback = Callable[[Any, int, float, dict[str, Any]], "Mapping[str, Any] | 
 
 CALLBACK_TENSORS = ("latents", "x0")
 
+INSTEAD = (
+    "images of one call are at different steps: return other latents; limit guidance by guidance_interval of the "
+    "process; to end a call raise an exception, or close its stream"
+)
+"""What to do instead of changing the pipeline in a callback."""
+
 
 @dataclass(frozen=True)
 class Job:
@@ -146,7 +152,8 @@ class StepCalls(EpisodeObserver):
         """Calls the function for one step; returns the outcome with the replacements that it returns.
 
         Raises:
-            ConfigError: when it returns anything but a mapping or ``None``, or latents of another shape.
+            ConfigError: when it returns anything but a mapping or ``None``, or latents of another shape, or sets
+                attributes of a call (``_interrupt``, ``_guidance_scale``), which diffusers' own pipelines read.
         """
         if request.sigma_next is None:
             return outcome
@@ -154,7 +161,14 @@ class StepCalls(EpisodeObserver):
         values = {"latents": outcome.latents.x, "x0": outcome.x0}
         given: dict[str, Any] = {name: values[name] for name in self.tensors}
         given.update(index=self.job.index, prompt=self.job.prompt.text, seed=self.job.seed)
+        before = set(vars(self.pipe))
         answer = self.function(self.pipe, self.step, timestep, given)
+        if changed := sorted(name for name in set(vars(self.pipe)) - before if name.startswith("_")):
+            for name in changed:
+                delattr(self.pipe, name)
+            raise ConfigError(
+                f"callback_on_step_end set {', '.join(changed)} of the pipeline, which would not take effect", INSTEAD
+            )
         self.step += 1
         if answer is None:
             return outcome
@@ -172,9 +186,19 @@ class StepCalls(EpisodeObserver):
         return outcome._replace(latents=replace(outcome.latents, x=latents.to(outcome.latents.x)))
 
 
-def check_tensors(names: Sequence[str]) -> None:
-    """Refuses a tensor that callbacks do not receive with :class:`.UnknownNameError`, which names the nearest one."""
-    for name in names:
+def check_callback(callback: StepCallback | None, tensors: Sequence[str]) -> None:
+    """Checks what can be checked before the first step.
+
+    Raises:
+        UnknownNameError: for a tensor that callbacks do not receive, with the nearest one.
+        ConfigError: for one of diffusers' own callbacks, which change the attributes of a pipeline's call.
+    """
+    if hasattr(callback, "tensor_inputs"):
+        raise ConfigError(
+            f"a {type(callback).__name__} changes attributes of a pipeline's call, which would not take effect",
+            INSTEAD,
+        )
+    for name in tensors:
         if name not in CALLBACK_TENSORS:
             raise unknown("callback_on_step_end_tensor_inputs", name, CALLBACK_TENSORS)
 

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from addiffusion_env.errors import ConfigError
+
 if TYPE_CHECKING:
     from typing_extensions import Self
 
@@ -251,6 +253,24 @@ def hook(module: nn.Module) -> FeatureHook:
     return made
 
 
+def cat_rows(values: Sequence[Tensor]) -> Tensor:
+    """``torch.cat`` of rows.
+
+    Raises:
+        ConfigError: for images of different sizes.
+    """
+    try:
+        return torch.cat(list(values))
+    except RuntimeError as error:
+        shapes = {tuple(value.shape[1:]) for value in values}
+        if len(shapes) == 1:  # out of memory
+            raise
+        raise ConfigError(
+            f"images of one batch differ in size: {', '.join(map(str, sorted(shapes)))} (latents or conditioning)",
+            "give them one size (height=, width=, images of one size), or generate each size in its own call",
+        ) from error
+
+
 def finite_rows(values: Tensor) -> Tensor:
     """(B,) bool: whether all numbers of a row of (B, ...) are finite, in a sixth of the time of ``torch.isfinite``."""
     flat = values.flatten(1)
@@ -295,7 +315,7 @@ def _joined(values: Sequence[Any]) -> Any:
         key = (first.data_ptr(), first.shape[1:], first.stride()[1:])
         if all(_repeats(value) and (value.data_ptr(), value.shape[1:], value.stride()[1:]) == key for value in values):
             return first[:1].expand(sum(map(len, values)), *first.shape[1:])
-        return torch.cat(list(values))
+        return cat_rows(values)
     if isinstance(first, Batched):
         return type(first).cat(values)
     if isinstance(first, Mapping):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from addiffusion_env.backbones.base import Backbone, Capabilities, Load, check_prompts
 from addiffusion_env.backbones.batches import Conditioning, Latents, Prediction
-from addiffusion_env.backbones.calls.arguments import PipelineArguments
+from addiffusion_env.backbones.calls.arguments import PipelineArguments, check_steps
 from addiffusion_env.backbones.calls.denoiser_hooks import DenoiserHooks, attention_grid
 from addiffusion_env.backbones.calls.evaluator import Evaluator
 from addiffusion_env.backbones.calls.latent_layout import LatentLayout
@@ -82,8 +83,7 @@ class PipelineBackbone(Backbone):
 
     def __init__(self, pipe: Any, arguments: Mapping[str, Any] | None = None, **options: Any) -> None:
         self.options = self._options(options)
-        self.pipe = pipe
-        self.arguments = PipelineArguments.of(pipe, {**self.own, **(arguments or {})})
+        self.pipe, self.arguments = pipe, PipelineArguments.of(pipe, {**self.own, **(arguments or {})})
         check_pipeline(pipe)
         self._measure()
 
@@ -120,6 +120,10 @@ class PipelineBackbone(Backbone):
         self._layouts = {self.measured.layout.inner: self.measured.layout}
         self.capabilities = self._capabilities()
         self._most_tokens = NO_LIMIT if self.options.truncate_prompts else self.capabilities.max_tokens
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Suspended calls and recordings cannot be copied or pickled: the copy measures its own pipeline.
+        return partial(type(self), **vars(self.options)), (self.pipe, dict(self.arguments.given))
 
     @property
     def denoiser(self) -> Any:
@@ -216,7 +220,9 @@ class PipelineBackbone(Backbone):
         """The pipeline request of one image."""
         text = prompt.text if isinstance(prompt, Prompt) else prompt
         more = prompt.arguments if isinstance(prompt, Prompt) else {}
-        return CallRequest(self.arguments.call(text, steps or self.capabilities.default_steps, more))
+        made = CallRequest(self.arguments.call(text, steps or self.capabilities.default_steps, more))
+        check_steps(made.arguments)
+        return made
 
     def encode(self, prompts: Sequence[str]) -> Conditioning:
         """Creates requests for prompts; the pipeline encodes each text once, when the first call is opened."""
@@ -256,7 +262,7 @@ class PipelineBackbone(Backbone):
             generator = keyed_generator(prompt.prompt_id, seed, stream)
             request.rng_state = keyed_generator(prompt.prompt_id, seed, "global").get_state()
         else:
-            request.rng_state = torch.get_rng_state()
+            request.rng_state, request.generator = torch.get_rng_state(), generator
         inner, state = self.evaluator.drawn(request, None, generator)
         plan = self.plan_of(request)
         if spacing == SCHEDULER:
@@ -270,7 +276,7 @@ class PipelineBackbone(Backbone):
             levels = self.sigmas(steps, spacing)
         x = self.layout_of(inner, request).outer(inner.float() / self.convention.scale(float(plan.levels[0])))
         latents = Latents.start(x, torch.tensor([levels[0]], dtype=torch.float64))
-        history = replace(latents.history, scheduler=({"index": 0, "values": {}, "generator": state},))
+        history = replace(latents.history, scheduler=({"index": 0, "values": {}, **state},))
         return request, replace(latents, history=history), levels
 
     def plan_of(self, request: CallRequest) -> SchedulerPlan:
@@ -285,8 +291,14 @@ class PipelineBackbone(Backbone):
         if spacing != SCHEDULER:
             return self.convention.respaced(steps, spacing)
         if steps not in self._plans:
-            self._plans[steps] = CallRequest(self.arguments.call(PROMPTS[0], steps))
+            self._plans[steps] = self.request(PROMPTS[0], steps)
         return self.plan_of(self._plans[steps]).levels
+
+    def evaluations(self, prompt: Prompt, steps: int) -> int:
+        """Evaluations of an image with its own arguments: fewer than ``steps`` from the middle of a schedule."""
+        request = self.request(prompt, steps)
+        request.rng_state = torch.get_rng_state()  # restored afterwards
+        return len(self.plan_of(request).times)
 
     def timestep_position(self, sigma: Tensor) -> Tensor:
         """See :meth:`Backbone.timestep_position`."""
@@ -358,6 +370,7 @@ class PipelineBackbone(Backbone):
         made, after = self.steps.step(list(wanted.values()))
         for row, state in zip(wanted, after, strict=True):
             states[row] = state
+            conditioning.requests[row].advance(latents.history.scheduler[row], state)
         taken = [row for row, state in enumerate(states) if state is not None]
         if len(taken) < len(targets):
             # Steps outside the plan (early exit, refinement) are first-order steps along the path.
@@ -372,10 +385,8 @@ class PipelineBackbone(Backbone):
     @torch.no_grad()
     def decode(self, x0: Tensor, conditioning: Sequence[Conditioning] | None = None) -> Tensor:
         """Runs the pipeline's own post-processing: decoder, safety checker and image processor."""
-        if conditioning is None:
-            requests = [self.measured.request] * len(x0)
-        else:
-            requests = [part.requests[0] for part in conditioning]
+        known = None if conditioning is None else [part.requests[0] for part in conditioning]
+        requests = known or [self.measured.request] * len(x0)
         layout = self._layout_for(x0, requests[0])
         ends = []
         for row, request in enumerate(requests):

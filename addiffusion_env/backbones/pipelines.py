@@ -79,7 +79,8 @@ def load_pipeline(
     if name is None:
         raise ConfigError(
             "backbone=diffusers needs a model and none was named",
-            "give name_or_path= (a hub id, a folder or a .safetensors file), or pipe= with a loaded pipeline",
+            "give name_or_path= (a hub id, a folder or a .safetensors file), or pipe= with a loaded pipeline; to "
+            "AdaptivePipeline.from_pretrained either as backbone=",
         )
     device = resolve_device(load.device)
     settings = {"dtype": resolve_dtype(load.dtype, device, spec.auto_dtype if spec else "bfloat16")}

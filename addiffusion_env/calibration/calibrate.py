@@ -174,7 +174,8 @@ class _Run:
     def _environment(self, changes: Mapping[str, Any]) -> dict[str, Any]:
         """The settings by which ``eval_sb3.py`` and ``AdaptivePipeline`` make the same process again."""
         chosen = {**default_settings(self.backbone), **changes}
-        steps = int(chosen["steps"])
+        # Fewer where an image-to-image pipeline begins in the middle of its schedule.
+        steps = min(int(chosen["steps"]), len(self.backbone.sigmas(int(chosen["steps"]), chosen["spacing"])) - 1)
         if not set(DECISIONS) & set(chosen):
             exits = (CheckedAttempts().exit_at,) if self.blind else EXITS
             chosen["decide_at"] = sorted({max(1, round(share * steps)) for share in exits})
@@ -192,7 +193,7 @@ class _Run:
         named: dict[str, Any] = {"backbone": self.backbone.name}
         pipe = getattr(self.backbone, "pipe", None)
         if pipe is not None:
-            if path := str(getattr(pipe, "_name_or_path", None) or pipe.config.get("_name_or_path") or ""):
+            if path := str(pipe.config.get("_name_or_path") or ""):
                 named["name_or_path"] = path
             given = {key: value for key, value in self.backbone.arguments.given.items() if _is_plain(value)}  # type: ignore[attr-defined]
             if given and self.backbone.name == "diffusers":

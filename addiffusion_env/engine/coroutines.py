@@ -204,7 +204,9 @@ def refine_levels(backbone: Backbone, process: ProcessConfig, lane: Lane) -> tup
     config = process.refine
     full = backbone.sigmas(process.steps, process.spacing) if lane.levels is None else lane.levels
     if config.return_to is not None:
-        return full[: config.return_to + 1], full[config.return_to :], config.return_to
+        # An image-to-image pipeline begins in the middle of its schedule: a lane may have fewer steps than the process.
+        to = min(config.return_to, len(full) - 2)
+        return full[: to + 1], full[to:], to
     done = full[full > lane.sigma * (1 + 1e-9)]
     levels = np.append(done, lane.sigma)  # from the start of the schedule to the current level
     start = (1 - config.renoise) * (len(levels) - 1)

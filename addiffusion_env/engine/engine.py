@@ -14,10 +14,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 
 from addiffusion_env.backbones.base import Backbone
-from addiffusion_env.backbones.batches import Conditioning, Latents, finite_rows
+from addiffusion_env.backbones.batches import Conditioning, Latents, cat_rows, finite_rows
 from addiffusion_env.backbones.solvers import SCHEDULER, SOLVERS, check_solver
 from addiffusion_env.engine import Counters
 from addiffusion_env.engine.lane import (
@@ -165,8 +166,9 @@ class Engine:
             ConfigError: for ``max_lanes`` or ``decode_batch`` below 1.
         """
         for name, value in (("max_lanes", max_lanes), ("decode_batch", decode_batch)):
-            if value < 1:
-                raise ConfigError(f"{name} must be at least 1, got {value}", "use 8")
+            if not isinstance(value, int | np.integer) or value < 1:
+                wanted = "at least 1" if isinstance(value, int | np.integer) else "a whole number"
+                raise ConfigError(f"{name} must be {wanted}, got {value!r}", "use 8")
         queue = Queue(coroutines, self._resume)
         lanes: list[Task] = []
         exited: list[Task] = []
@@ -261,7 +263,7 @@ class Engine:
 
     def _finished(self, requests: list[Finish]) -> list[GeneratedImage | Exception]:
         known = [request.conditioning for request in requests if request.conditioning is not None]
-        x = torch.cat([request.x for request in requests])
+        x = cat_rows([request.x for request in requests])
         decoded = self.backbone.decode(x, known if len(known) == len(requests) else None)
         finite = finite_rows(decoded)
         good = finite.tolist()

@@ -41,7 +41,8 @@ class EnvSettings:
         backbone_options: keyword arguments of the backbone's loader.
         pipe: a loaded diffusers pipeline, for ``backbone="diffusers"``; it is neither moved nor copied.
         pipeline_kwargs: arguments of the pipeline's ``__call__`` for every image (``negative_prompt``, ``height``,
-            ``image`` ...), for ``backbone="diffusers"``.
+            ``image`` ...), for ``backbone="diffusers"``; ``steps`` and ``guidance_scale``, where given, come before its
+            ``num_inference_steps`` and scale of guidance.
         scorers: local folders or hub ids of the scorers of real images, by part (``clip``, ``image_reward``,
             ``image_reward_tokenizer``, ``dino``), and under ``preference`` the registry name of the preference scorer;
             see :mod:`addiffusion_env.scorers.hub_image_scores`. The emoji backbone accepts none.

@@ -173,6 +173,18 @@ def _values(kind: type) -> dict[str, type]:
     return {name: types[0] for name, types in options.items() if types[0] in (int, float, str)}
 
 
+def placed(sampler: Sampler, base: ProcessConfig, evaluations: int) -> ProcessConfig:
+    """A sampler's process on a schedule of which fewer evaluations than ``base.steps`` are taken.
+
+    An image-to-image pipeline begins in the middle of its schedule (``strength``): the places of decisions are those of
+    a schedule of ``evaluations`` steps, and the number of steps stays that of the whole one.
+    """
+    made = sampler.process(base)
+    if evaluations >= base.steps or made.steps != base.steps or made.decide_at is None:
+        return made
+    return replace(sampler.process(replace(base, steps=evaluations)), steps=base.steps)
+
+
 def every_step(base: ProcessConfig) -> ProcessConfig:
     """The base schedule with a decision at every step and without refinement."""
     return replace(base, decide_every=1, decide_at=None, check_finished=False, refine=REFINE_PRESETS["off"])

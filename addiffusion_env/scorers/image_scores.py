@@ -191,6 +191,10 @@ class ImageScorers:
         """Length of a DINO embedding; 0 without a DINO model."""
         return self.dino.dim if self.dino is not None else 0
 
+    def read(self, prompts: Sequence[Prompt]) -> None:
+        """Embeds texts in advance, always in one order: in another batch they are rounded differently."""
+        self.clip.embed_texts(prompts)
+
     def scores(self, images: torch.Tensor, prompts: Sequence[Prompt]) -> ImageScores:
         """Scores (B, 3, H, W) images in [-1, 1] of ``B`` prompts; one batched pass of each scorer.
 
@@ -232,6 +236,9 @@ class NoScorers(ImageScorers):
     def dino_dim(self) -> int:
         """No embedding: 0."""
         return 0
+
+    def read(self, prompts: Sequence[Prompt]) -> None:
+        """Reads nothing."""
 
     def scores(self, images: torch.Tensor, prompts: Sequence[Prompt]) -> ImageScores:
         """NaN scores of ``B`` images.

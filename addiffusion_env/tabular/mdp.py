@@ -79,9 +79,9 @@ class Transitions:
         same = np.meshgrid(np.arange(attempts), [*range(places), START], np.arange(len(Action)), indexing="ij")
         found = cls(np.zeros(shape, bool), same[0].copy(), same[1].copy(), np.ones(shape, bool))
         blank = cast(Backbone, _BlankBackbone(backbone, process))
-        # Which image is better decides no transition, and the stand-in's scores are empty.
+        # Neither which image is better nor the solver decides a transition; the stand-in has no scores, no scheduler.
         process = replace(process, refine=replace(process.refine, utility=Utility()))
-        engine = Engine(blank, NoScorers(), solver=process.solver)
+        engine = Engine(blank, NoScorers())
         states: dict[tuple[int, int], Lane] = {(0, START): open_lane(blank, process, Prompt("blank", "blank"), 0)}
         new = list(states)
         while new:

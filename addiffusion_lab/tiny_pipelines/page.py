@@ -247,7 +247,20 @@ print(len(result.images))
 
 The sampler `"continue"` takes every step with a copy of the pipeline's own scheduler: the image equals the one that the
 pipeline generates with the same `generator`. Every argument of the pipeline's `__call__` can be passed, as one value
-for all or one value per prompt. An environment takes them as `pipeline_kwargs`:
+for all or one value per prompt (of several images for each prompt, a list of lists).
+
+A pipeline that cannot be called without an image is wrapped with one, which each call may replace:
+
+```python
+from PIL import Image
+from addiffusion_env.backbones.pipeline_backbone import PipelineBackbone
+
+photo = Image.new("RGB", (16, 16), "red")
+backbone = PipelineBackbone.from_pipeline(ZOO["sd15_img2img"](), pipeline_kwargs={{"image": photo}})
+result = AdaptivePipeline(backbone, "continue")(["a red cup"], image=photo, strength=0.6, num_inference_steps=5)
+```
+
+An environment takes them as `pipeline_kwargs`:
 
 *Not run: its default scorers need weights.*
 

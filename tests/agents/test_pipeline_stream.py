@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from diffusers.callbacks import SDCFGCutoffCallback
 
 from addiffusion_env import AdaptivePipeline
 from addiffusion_env.backbones import BACKBONES
@@ -225,6 +226,19 @@ def test_a_callback_may_put_other_latents_in_their_place(backbone):
 def test_what_a_callback_may_not_return(pipe, answer, message):
     with pytest.raises(AdDiffusionError, match=message):
         pipe("a dog", callback_on_step_end=lambda *_: answer)
+
+
+@pytest.mark.parametrize("name", ["_interrupt", "_guidance_scale"])
+def test_what_a_callback_may_not_change(pipe, name):
+    """Attributes by which diffusers' own pipelines are controlled during a call."""
+    with pytest.raises(ConfigError, match=f"callback_on_step_end set {name} of the pipeline, which would not take"):
+        pipe("a dog", callback_on_step_end=lambda adaptive, *_: setattr(adaptive, name, 0))
+    assert not hasattr(pipe, name)
+
+
+def test_callbacks_of_diffusers_are_refused(pipe):
+    with pytest.raises(ConfigError, match="a SDCFGCutoffCallback changes attributes of a pipeline's call"):
+        pipe("a dog", callback_on_step_end=SDCFGCutoffCallback(cutoff_step_ratio=0.5))
 
 
 def test_maps_of_a_refinement_are_no_steps(backbone, scorers):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import diffusers
 import pytest
 import torch
@@ -60,7 +62,7 @@ def test_a_cache_on_the_denoiser_is_refused(name, how):
 def test_a_patched_forward_is_refused(inside):
     pipe = ZOO["sd15"]()
     module = pipe.unet.down_blocks[0] if inside else pipe.unet
-    module.forward = module.forward
+    module.forward = functools.partial(module.forward)
     with pytest.raises(CapabilityError, match=r"forward method of unet.* has been replaced") as error:
         wrapped(pipe, GUIDED)
     two_lines(error.value)
@@ -72,6 +74,32 @@ def test_hooks_without_state_are_followed():
     pipe.unet.enable_layerwise_casting(storage_dtype=torch.bfloat16, compute_dtype=torch.float32)
     pipe.vae.enable_group_offload(torch.device("cpu"), torch.device("cpu"), offload_type="leaf_level")
     check_same(pipe, GUIDED)
+
+
+def test_offloading_that_was_switched_off():
+    """accelerate puts a module's own forward method back, as an attribute of the module."""
+    pytest.importorskip("accelerate")
+    pipe = ZOO["sd15"]()
+    pipe.enable_model_cpu_offload(device="cpu")
+    adaptive = wrapped(pipe, GUIDED)
+    check_same(pipe, GUIDED, adaptive)
+    pipe.remove_all_hooks()
+    check_same(pipe, GUIDED, adaptive)
+
+
+@pytest.mark.slow
+def test_a_forward_method_that_the_user_has_compiled():
+    pipe = ZOO["sd15"]()
+    pipe.unet.forward = torch.compile(pipe.unet.forward, backend="eager")
+    check_same(pipe, GUIDED)
+
+
+def test_a_scheduler_that_was_taken_away_is_named():
+    adaptive = wrapped(ZOO["sd15"](), GUIDED)
+    adaptive.backbone.pipe.scheduler = None
+    with pytest.raises(CapabilityError, match=r"pipe.scheduler of the StableDiffusionPipeline is None") as error:
+        adaptive("a dog")
+    two_lines(error.value)
 
 
 @pytest.mark.slow

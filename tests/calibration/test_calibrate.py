@@ -9,12 +9,19 @@ import time
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from addiffusion_env import AdaptivePipeline, calibrate
 from addiffusion_env.agents.policy_file import folder_digest
+from addiffusion_env.backbones.pipeline_backbone import PipelineBackbone
 from addiffusion_env.errors import ConfigError
 from addiffusion_env.evaluation.cost import RunCost, Stage, UnitCosts, Work
+from addiffusion_env.scorers.hub_image_scores import hub_scorers
+from addiffusion_env.scorers.image_scores import NoScorers
+from addiffusion_lab.tiny_pipelines import ZOO
+from addiffusion_lab.tiny_pipelines.scorers import scorer_folders
 
+TEXTS = [f"a photo of a {colour} {thing}" for colour in ("red", "blue") for thing in ("cup", "dog", "bus")]
 ROOT = Path(__file__).parents[2]
 SMALL = {
     "minutes": 60,
@@ -56,6 +63,34 @@ def test_a_calibration_survives_a_kill_at_each_stage(tmp_path):
     assert page.count("<img") == 4 and "fitted without labels" in page
     out = AdaptivePipeline.from_pretrained(cut)("a photo of a dog", target_nfe=found.rules[0].nfe)
     assert len(out.images) == 1
+
+
+def test_around_a_diffusers_pipeline(tmp_path):
+    scorers = hub_scorers("cpu", scorer_folders(tmp_path / "scorers"))
+    pipe = PipelineBackbone(ZOO["sd15"](), {"height": 16, "width": 16}, preview="linear")
+    found = calibrate(pipe, TEXTS, folder=tmp_path / "run", scorers=scorers, **{**SMALL, "guidance_interval": None})
+    assert found.prompts == 16
+    # From an early exit at once, in one evaluation, to two whole schedules of three.
+    assert found.rules[0].nfe == 1 and all(1 <= rule.nfe <= 6 for rule in found.rules)
+    out = AdaptivePipeline(pipe, tmp_path / "run", scorers=scorers)(TEXTS, target_nfe=1)
+    assert out.nfe.tolist() == [1] * len(TEXTS)
+
+
+def test_without_scorers_the_policy_is_an_early_exit(tmp_path):
+    pipe = PipelineBackbone(ZOO["sd15"](), {"height": 16, "width": 16}, preview="linear")
+    few = {"report_images": 1, "progress_bar": False, "guidance_interval": None, "early_exit_steps": 1}
+    found = calibrate(pipe, TEXTS, folder=tmp_path, scorers=NoScorers(), steps=5, **few)
+    assert found.prompts == 0 and found.report.read_text(encoding="utf-8").count("<img") == 2
+    out = AdaptivePipeline(pipe, tmp_path)(TEXTS[:1])
+    assert out.nfe.tolist() == [4]  # three steps of five, and one evaluation for the rest
+
+
+def test_an_image_to_image_pipeline_exits_within_its_steps(tmp_path):
+    image = Image.new("RGB", (16, 16), "red")
+    pipe = PipelineBackbone(ZOO["sd15_img2img"](), {"image": image, "strength": 0.5}, preview="linear")
+    few = {"report_images": 0, "progress_bar": False, "guidance_interval": None, "early_exit_steps": 1}
+    calibrate(pipe, TEXTS, folder=tmp_path, scorers=NoScorers(), steps=10, **few)
+    assert AdaptivePipeline(pipe, tmp_path)(TEXTS[:1]).nfe.tolist() == [4]  # of the last five steps of ten
 
 
 def test_too_little_time_is_refused_before_anything_is_recorded(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -21,8 +22,25 @@ OWNED = {
 }
 """Arguments of pipelines that the engine sets itself, and what to use instead."""
 
+STEP_LISTS = ("timesteps", "sigmas")
+"""Arguments that list a schedule's steps, in place of ``num_inference_steps``."""
+
 GUIDANCE = ("true_cfg_scale", "guidance_scale")
 """Names of the classifier-free guidance scale. Where both exist, the second is an input of a distilled network."""
+
+
+def check_steps(arguments: Mapping[str, Any]) -> None:
+    """Refuses a number of steps beside a list of another length, which the pipeline would take instead.
+
+    Raises:
+        ConfigError: with both numbers.
+    """
+    for name in STEP_LISTS:
+        listed, steps = arguments.get(name), arguments["num_inference_steps"]
+        if listed is not None and len(listed) != steps:
+            raise ConfigError(
+                f"{steps} steps would not take effect: {name} lists {len(listed)}", "leave out one of them"
+            )
 
 
 @dataclass(frozen=True)
@@ -78,12 +96,21 @@ class PipelineArguments:
             if name not in self.parameters and not self.open_ended:
                 known = [other for other in self.parameters if other not in ("self", "kwargs", *OWNED)]
                 raise ConfigError(f"{type(self.pipe).__name__} has no argument {name!r}", nearest(name, known))
+            if isinstance(given[name], list | tuple) and self._takes_one_number(name):
+                raise ConfigError(f"{name} must be one number, got {given[name]!r:.60}", "call once for each value")
             for value in given[name] if isinstance(given[name], list | tuple) else [given[name]]:
                 if name.endswith("attention_kwargs") and isinstance(value, Mapping) and value.get("scale") == 0:
                     raise ConfigError(
                         f"scale=0 in {name} would leave adapters at full weight for all later calls (peft)",
                         "use pipe.disable_lora(), or pipe.set_adapters with weight 0",
                     )
+
+    def _takes_one_number(self, name: str) -> bool:
+        """Whether an argument's annotation allows nothing but a number."""
+        parameter = self.parameters.get(name)
+        words = set() if parameter is None else set(re.findall(r"\w+", str(parameter.annotation)))
+        kinds = words - {"class", "typing", "Optional", "Union", "None", "NoneType"}
+        return bool(kinds) and kinds <= {"int", "float", "bool"}
 
     @property
     def open_ended(self) -> bool:
@@ -107,13 +134,18 @@ class PipelineArguments:
     @property
     def steps(self) -> int:
         """The number of steps of an unmodified run of the pipeline."""
-        for name in ("timesteps", "sigmas"):
+        for name in STEP_LISTS:
             if self.given.get(name) is not None:
                 return len(self.given[name])
         return int(self.value("num_inference_steps") or 50)
 
     def call(self, prompt: str | None, steps: int, more: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """The arguments of one image's call."""
+        """The arguments of one image's call.
+
+        Raises:
+            ConfigError: see :meth:`check`, for ``more``.
+        """
+        self.check(more or {})
         found = {**self.given, **(more or {})}
         if prompt is not None and found.get("prompt_embeds") is None:
             found["prompt"] = prompt

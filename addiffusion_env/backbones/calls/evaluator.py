@@ -18,7 +18,7 @@ from addiffusion_env.backbones.calls.open_call import AtDecode, AtStep, CallEnd,
 from addiffusion_env.backbones.calls.recording import Recorder
 from addiffusion_env.backbones.calls.replays import Block, Replays
 from addiffusion_env.backbones.calls.requests import CallRequest, Evaluation, same_latents
-from addiffusion_env.backbones.calls.scheduler import SchedulerPlan, equal_levels
+from addiffusion_env.backbones.calls.scheduler import SchedulerPlan, equal_levels, generator_state
 from addiffusion_env.backbones.calls.stand_ins import scheduler_values
 from addiffusion_env.backbones.calls.text_cache import TextCache, adapters_of
 from addiffusion_env.backbones.fingerprint import LruCache
@@ -119,16 +119,16 @@ class Evaluator:
                 "change them between two calls, or restart the image",
             )
 
-    def drawn(self, request: CallRequest, scale: float | None, generator: Any) -> tuple[Tensor, Any]:
-        """The initial latents of the pipeline itself, and the generator's state afterwards.
+    def drawn(self, request: CallRequest, scale: float | None, generator: Any) -> tuple[Tensor, dict[str, Any]]:
+        """The initial latents of the pipeline itself, and the generator afterwards.
 
         Returns:
-            ((1, ...) latents in the pipeline's layout, the generator's state or ``None``).
+            ((1, ...) latents in the pipeline's layout, :func:`.scheduler.generator_state`).
         """
         before = generator.clone_state() if isinstance(generator, torch.Generator) else None
         recorder = None if self.replays.quick(request, scale) else self._recorder()
         call = self.open_call(request, scale, generator, recorder)
-        state = generator.get_state() if isinstance(generator, torch.Generator) else None
+        state = generator_state(generator if isinstance(generator, torch.Generator) else None)
         if call.drawn is None:
             self.blank_step(call)
         x = call.event.sample if isinstance(call.event, AtStep) else call.drawn

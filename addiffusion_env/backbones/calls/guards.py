@@ -17,6 +17,12 @@ from torch import Tensor
 from addiffusion_env.errors import AdDiffusionError, CapabilityError, ConfigError
 from addiffusion_env.files import in_a_line
 
+WHERE = (
+    "arguments of every image are pipeline_kwargs= of an environment, or of "
+    "AdaptivePipeline(PipelineBackbone.from_pipeline(pipe, pipeline_kwargs={'image': image}))"
+)
+"""Where the arguments of a pipeline's call are given that it cannot be measured without."""
+
 AUTOCAST_DEVICES = ("cpu", "cuda")
 
 
@@ -111,13 +117,12 @@ def pipeline_errors(pipe: Any, what: str, arguments: Mapping[str, Any]) -> Itera
         if isinstance(error, ValueError):
             raise ConfigError(
                 f"a {type(pipe).__name__} refuses its arguments: {in_a_line(error)[:300]}",
-                "change pipeline_kwargs (prompt_embeds=, image= ...), or the options that set them",
+                f"change them; {WHERE}",
             ) from error
         raise CapabilityError(
             f"{what} of {type(pipe).__name__} failed: {in_a_line(error)[:200]}",
-            "give what it needs as arguments (pipeline_kwargs), for example height=, width=, image=, "
-            "ip_adapter_image=, prompt_embeds=; "
-            "or use the pipeline class that its network was made for",
+            f"give what it needs, for example height=, width=, image=, ip_adapter_image=, prompt_embeds=; {WHERE}; "
+            "or use the pipeline class that its network and its scheduler were made for",
         ) from error
 
 

@@ -45,7 +45,10 @@ def check_pipeline(pipe: Any) -> None:
     Raises:
         CapabilityError: with the component's name.
     """
-    parts = {name: part for name, part in getattr(pipe, "__dict__", {}).items() if isinstance(part, nn.Module)}
+    held = getattr(pipe, "__dict__", {})
+    if held.get("scheduler", pipe) is None:
+        raise CapabilityError(f"pipe.scheduler of the {type(pipe).__name__} is None", "set it to one of diffusers")
+    parts = {name: part for name, part in held.items() if isinstance(part, nn.Module)}
     for name, part in parts.items():
         if name.startswith(NOT_DENOISERS):
             continue
@@ -57,8 +60,7 @@ def check_pipeline(pipe: Any) -> None:
                     f"{name} has a cache of its activations switched on, which mixes the images of a batch",
                     f"call pipe.{name}.disable_cache() first",
                 )
-            replaced = "forward" in module.__dict__ and not isinstance(module, OptimizedModule)  # torch.compile
-            if replaced and registry is None and not moved_by_hook(module):
+            if replaced(module) and registry is None and not moved_by_hook(module):
                 where = f"{name}.{inside}" if inside else name
                 raise CapabilityError(
                     f"the forward method of {where} has been replaced (by DeepCache or the like), which may keep state "
@@ -67,6 +69,18 @@ def check_pipeline(pipe: Any) -> None:
                 )
     if getattr(pipe, "scheduler", None) is not None and not parts:
         raise CapabilityError(f"a {type(pipe).__name__} has no network", "pass a text-to-image pipeline")
+
+
+def replaced(module: nn.Module) -> bool:
+    """Whether a module's forward method is another than its class's, compiled or not.
+
+    accelerate puts the class's own back after offloading, as an attribute of the module.
+    """
+    forward = module.__dict__.get("forward")
+    if forward is None or isinstance(module, OptimizedModule):
+        return False
+    forward = getattr(forward, "_torchdynamo_orig_callable", forward)  # torch.compile(module.forward)
+    return getattr(forward, "__func__", None) is not type(module).forward or forward.__self__ is not module
 
 
 def check_size(pipe: Any, arguments: PipelineArguments, drawn: tuple[int, int]) -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_unflatten
 
+from addiffusion_env.backbones.calls.arguments import PipelineArguments
 from addiffusion_env.backbones.calls.evaluator import Evaluator
 from addiffusion_env.backbones.calls.guards import kept_precision, pipeline_errors
 from addiffusion_env.backbones.calls.joining import CONSTANT
@@ -113,7 +114,8 @@ def measure(evaluator: Evaluator) -> Measurements:
         ConfigError: for arguments that the pipeline refuses.
     """
     arguments = evaluator.arguments
-    requests = [CallRequest(arguments.call(prompt, min(PROBE_STEPS, arguments.steps))) for prompt in PROMPTS]
+    steps = probe_steps(arguments)
+    requests = [CallRequest(arguments.call(prompt, steps)) for prompt in PROMPTS]
     first = requests[0]
     for request in requests:
         request.rng_state = generator().get_state()  # some pipelines draw from torch's own generator
@@ -127,6 +129,13 @@ def measure(evaluator: Evaluator) -> Measurements:
     with pipeline_errors(evaluator.pipe, "the end of a call", first.arguments):
         layout, size, decoder = measure_decoding(evaluator, first, sample)
     return Measurements(first, guidance, layout, size, decoder, sample.dtype, sample.device, sites, difference)
+
+
+def probe_steps(arguments: PipelineArguments) -> int:
+    """:data:`PROBE_STEPS`, or as many more as a low ``strength`` needs to leave one of them."""
+    strength = arguments.value("strength")
+    needed = math.ceil(1 / strength) if isinstance(strength, int | float) and strength > 0 else 1
+    return min(max(PROBE_STEPS, needed), arguments.steps)
 
 
 FirstStep = tuple[AtStep, list[tuple[NetworkRequest, Any]]]

@@ -287,6 +287,16 @@ class OpenCall:
             return self.times[0]
         return self._next
 
+    def only_reads(self) -> bool:
+        """Whether the iteration that has just begun is not the loop: it goes on without a denoiser or a step.
+
+        SDXL counts the timesteps before ``denoising_end`` so.
+        """
+        if self.event is not None:
+            return False
+        self.index, self.denoises, self.times = -1, False, None
+        return True
+
     def length(self, walked: LazyTimesteps) -> int:
         """The number of timesteps of the loop; after the last step, the number of steps taken."""
         return self.index + 1 if self._ending else walked.shape[0]

@@ -23,6 +23,7 @@ class CallRequest:
         plan: its scheduler's plan; ``None`` until a call was opened.
         rng_state: state of torch's global CPU generator while a call is opened, for pipelines that draw from it;
             ``None`` leaves the generator unchanged.
+        generator: the user's own, which the noise of steps advances as in the pipeline's call; ``None`` for another.
         waiting: the open calls, by guidance scale.
         draws: noise drawn for it, each with the generator's preceding state, so that a reopened call draws it again.
         lanes: recordings of its loop, by guidance scale (:mod:`calls.replays`).
@@ -33,6 +34,7 @@ class CallRequest:
         self.arguments = dict(arguments)
         self.plan: SchedulerPlan | None = None
         self.rng_state: Tensor | None = None
+        self.generator: torch.Generator | None = None
         self.waiting: dict[float | None, list[OpenCall]] = {}
         self.draws: list[tuple[Tensor, torch.Generator]] = []
         self.lanes: dict[float | None, Any] = {}
@@ -46,6 +48,18 @@ class CallRequest:
         if any(call.thread != here for call in waiting):
             waiting[:] = [call for call in waiting if call.thread == here]
         return waiting
+
+    def advance(self, before: Mapping[str, Any] | None, after: Mapping[str, Any] | None) -> None:
+        """Advances the user's generator by one step's noise, if the lane was where that generator is.
+
+        Args:
+            before: the lane's scheduler before the step (:data:`.scheduler.State`).
+            after: the same after the step.
+        """
+        if self.generator is None or before is None or after is None or before["generator"] is None:
+            return
+        if torch.equal(self.generator.get_state(), before["generator"]):
+            self.generator.set_state(after["generator"])
 
 
 def _close_all(waiting: dict[float | None, list[OpenCall]]) -> None:

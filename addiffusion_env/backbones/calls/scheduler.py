@@ -22,6 +22,8 @@ from addiffusion_env.backbones.calls.open_call import AtStep, OpenCall
 from addiffusion_env.backbones.calls.recording import Program, Recorder, Var, flattened, same
 from addiffusion_env.backbones.calls.stand_ins import copied, scheduler_copy, scheduler_values
 from addiffusion_env.backbones.conventions import Convention, check_plan, convention_of
+from addiffusion_env.errors import CapabilityError
+from addiffusion_env.files import in_a_line
 
 LEVELS_KEPT = 4096
 """Maximum number of cached level positions of a plan."""
@@ -33,7 +35,15 @@ LEVEL_TOLERANCE = 1e-6
 """Relative tolerance of equal levels: schedulers store theirs in single precision."""
 
 State = Mapping[str, Any]
-"""A lane's scheduler after a step: ``index`` of the next step, ``values`` of its attributes, ``generator``'s state."""
+"""A lane's scheduler after a step: ``index`` of the next step, ``values`` of its attributes, and
+:func:`generator_state`."""
+
+
+def generator_state(generator: torch.Generator | None) -> dict[str, Any]:
+    """A generator as plain values: its state and its device, since the states of a GPU's generator are not a CPU's."""
+    if generator is None:
+        return {"generator": None}
+    return {"generator": generator.get_state(), "device": str(generator.device)}
 
 
 def equal_levels(one: float, two: float) -> bool:
@@ -130,13 +140,19 @@ class SchedulerPlan:
             return None
         generator = None
         if state is not None and state["generator"] is not None:
-            generator = torch.Generator()
+            generator = torch.Generator(state.get("device", "cpu"))  # checkpoints of earlier versions have no device
             generator.set_state(state["generator"])
         kwargs = dict(at.kwargs)
         kind: Any = type(scheduler)
         if _takes_generator(kind):
             kwargs["generator"] = generator
-        result = scheduler.step(at.output, at.time, at.sample, **kwargs)
+        try:
+            result = scheduler.step(at.output, at.time, at.sample, **kwargs)
+        except (TypeError, ValueError, AttributeError, LookupError) as error:
+            raise CapabilityError(
+                f"a step of the {kind.__name__} failed: {in_a_line(error)[:200]}",
+                "set pipe.scheduler to one that the pipeline and its prediction_type work with",
+            ) from error
         latents = result[0] if isinstance(result, tuple) else result.prev_sample
         missing = object()
         values = {
@@ -144,11 +160,7 @@ class SchedulerPlan:
             for name, value in scheduler_values(scheduler).items()
             if value is not self.scheduler.__dict__.get(name, missing) and not name.startswith("_internal")
         }
-        return latents, {
-            "index": index + 1,
-            "values": values,
-            "generator": None if generator is None else generator.get_state(),
-        }
+        return latents, {"index": index + 1, "values": values, **generator_state(generator)}
 
 
 def _enters(scheduler: Any, index: int) -> bool:
@@ -295,8 +307,8 @@ class SchedulerSteps:
             if common:
                 one.form = _form(values) if one.form is None else one.form
                 self._forms[id(values)] = (values, one.form)
-            generator = None if lane.state is None else lane.state["generator"]
-            found.append({"index": lane.step_index + 1, "values": values, "generator": generator})
+            before = generator_state(None) if lane.state is None else lane.state
+            found.append({**before, "index": lane.step_index + 1, "values": values})
         return held[latents].flatten(0, 1), found
 
 

@@ -49,6 +49,9 @@ class LazyTimesteps(Tensor):
     def __iter__(self) -> Iterator[Any]:
         while (time := self.call.on_next(self)) is not None:
             yield time
+            if self.call.only_reads():
+                yield from self.plain()[1:]
+                return
 
     def __len__(self) -> int:
         return self.call.length(self)
