@@ -39,8 +39,8 @@ class Interval(BaseSampler):
     usage: ClassVar[str] = "interval:METHOD:NUMBERS"
     example: ClassVar[tuple[str, str]] = ("emoji", "interval:threshold_resample:1.5,2,2")
 
-    constant, bound, needs_preview, selects_by, attempt_counts = map(  # type: ignore[assignment]
-        _as_other, ("constant", "bound", "needs_preview", "selects_by", "attempt_counts")
+    kind, constant, bound, needs_preview, selects_by, attempt_counts = map(  # type: ignore[assignment]
+        _as_other, ("kind", "constant", "bound", "needs_preview", "selects_by", "attempt_counts")
     )
 
     @property

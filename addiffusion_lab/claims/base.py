@@ -32,7 +32,7 @@ class Claims:
             other solvers. A policy that resamples must not be compared with single attempts only.
         nfe_limit: maximum mean NFE of the policy in H1: 30 of 50 steps; 7 on the emoji world.
         kinds: kinds of sampler that H2 compares the policy with (the part before the colon). Constant stops count
-            as ``fixed``. All must be present.
+            as ``fixed``, and a sampler under the guidance interval as what it wraps. All must be present.
         shuffled: H3's control: the policy run on other prompts' features; ``None`` when it was not run.
         no_refine: H4's comparator: the policy without refinement, at one or more costs per NFE.
         refine_controls: further comparators of H4, name -> samplers: ``{"random mask": ("policy:masked@0.01",)}``.
