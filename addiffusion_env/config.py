@@ -217,7 +217,7 @@ def _explain(error: Exception, base: Mapping[str, Any], overrides: list[str], co
     known = dotted_keys(OmegaConf.to_container(base, resolve=False))  # type: ignore[arg-type]
     for item in overrides:
         if item.startswith("+"):  # adds a new key, which need not be known
-            if item[1:].split("=", 1)[0] in known:
+            if f"already at '{item[1:].split('=', 1)[0]}'" in str(error):
                 return ConfigError(f"{item} adds a key that is there already", f"write {item[1:]}")
             continue
         key = item.lstrip("~").split("=", 1)[0]

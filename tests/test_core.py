@@ -99,6 +99,11 @@ def test_mistyped_overrides_get_the_nearest_name(override, message):
     assert message in str(caught.value)
 
 
+def test_a_plus_that_hydra_accepts_is_not_the_mistake():
+    with pytest.raises(ConfigError, match=r"no key 'env\.stepz'"):
+        check_overrides(CONFIGS, "train", ["+report.samplers=[fixed:4]", "+tabular={images: 3}", "env.stepz=3"])
+
+
 def test_former_names_of_keys_are_accepted(capsys):
     note_renamed.cache_clear()
     given = ["replay.tries=3", "replay=null", "~replay.ppo", "+env.max_decisions=3", "lanes=2"]

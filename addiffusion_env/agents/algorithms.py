@@ -52,7 +52,7 @@ TABLE_FAMILY = (PPO, MaskablePPO)
 
 RANGES = {
     **dict.fromkeys(("n_steps", "batch_size", "n_epochs", "buffer_size", "train_freq"), (1.0, math.inf)),
-    "clip_range": (0.0, math.inf),
+    **dict.fromkeys(("clip_range", "learning_rate"), (0.0, math.inf)),
     **dict.fromkeys(("gamma", "gae_lambda", "tau"), (0.0, 1.0)),
     **dict.fromkeys(("exploration_fraction", "exploration_initial_eps", "exploration_final_eps"), (0.0, 1.0)),
 }
@@ -233,11 +233,12 @@ def check_batches(name: str, settings: Mapping[str, Any], lanes: int) -> None:
     Raises:
         ConfigError: if one has.
     """
-    steps, batch = settings.get("n_steps"), settings.get("batch_size")
-    normalized = issubclass(find_algorithm(name), (MaskablePPO, RecurrentPPO)) and settings.get(
-        "normalize_advantage", True
-    )
-    if normalized and steps and batch and (batch == 1 or steps * lanes % batch == 1):
+    base = next((one for one in (MaskablePPO, RecurrentPPO) if issubclass(find_algorithm(name), one)), None)
+    if base is None:
+        return
+    values = {item.name: item.default for item in inspect.signature(base).parameters.values()} | dict(settings)
+    steps, batch = values["n_steps"], values["batch_size"]
+    if values["normalize_advantage"] and batch and (batch == 1 or steps * lanes % batch == 1):
         raise ConfigError(
             f"batch_size={batch} of {name} leaves a batch of one decision, of n_steps * lanes = {steps} * {lanes}: "
             "its advantage cannot be normalized",

@@ -212,7 +212,7 @@ def with_pipeline_kwargs(
     for row, prompt in enumerate(prompts):
         own = {name: _row(value, row, count) for name, value in arguments.items() if name not in shared}
         made.append(replace(prompt, arguments={**prompt.arguments, **shared, **own}))
-    if process.decide_at is not None:
+    if made and process.decide_at is not None:
         process = placed(sampler, replace(base, **changes), backbone.evaluations(made[0], process.steps))
     return process, made
 

@@ -177,12 +177,13 @@ def placed(sampler: Sampler, base: ProcessConfig, evaluations: int) -> ProcessCo
     """A sampler's process on a schedule of which fewer evaluations than ``base.steps`` are taken.
 
     An image-to-image pipeline begins in the middle of its schedule (``strength``): the places of decisions are those of
-    a schedule of ``evaluations`` steps, and the number of steps stays that of the whole one.
+    a schedule of ``evaluations`` steps, and the number of steps stays that of the whole one. Places that are those of
+    ``base`` itself stay where they are.
     """
     made = sampler.process(base)
-    if evaluations >= base.steps or made.steps != base.steps or made.decide_at is None:
+    if evaluations >= base.steps or made.steps != base.steps or made.decide_at in (None, base.decide_at):
         return made
-    return replace(sampler.process(replace(base, steps=evaluations)), steps=base.steps)
+    return replace(sampler.process(replace(base, steps=evaluations, decide_at=None)), steps=base.steps)
 
 
 def every_step(base: ProcessConfig) -> ProcessConfig:

@@ -72,6 +72,7 @@ def test_recipes_of_the_hub(backbone):
         ({"n_steps": 0}, "n_steps of ppo must be at least 1, got 0"),
         ({"n_epochs": 0}, "n_epochs of ppo must be at least 1, got 0"),
         ({"gamma": 1.5}, r"gamma of ppo must be from 0 to 1, got 1\.5"),
+        ({"learning_rate": -0.1}, r"learning_rate of ppo must be at least 0, got -0\.1"),
     ],
 )
 def test_settings_of_the_algorithm_are_checked_by_its_signature(settings, words):
@@ -93,6 +94,8 @@ def test_a_batch_of_one_decision_is_refused_where_its_advantage_would_be_nan():
         algorithm_and_table({**CONFIG, "ppo": lone, "lanes": 3})
     with pytest.raises(ConfigError, match="batch_size=1 of maskable_ppo leaves a batch of one decision"):
         algorithm_and_table({**CONFIG, "tabular": {"ppo": {"n_steps": 8, "batch_size": 1}}})
+    with pytest.raises(ConfigError, match="batch_size=64 of maskable_ppo leaves"):  # the algorithm's own
+        algorithm_and_table({**CONFIG, "ppo": {"n_steps": 13}, "lanes": 5})
     algorithm_and_table({**CONFIG, "ppo": lone, "lanes": 4})
     algorithm_and_table({**CONFIG, "ppo": {**lone, "normalize_advantage": False}, "lanes": 3})
     algorithm_and_table({**CONFIG, "algorithm": "ppo", "ppo": lone, "lanes": 3})  # SB3 normalizes no batch of one

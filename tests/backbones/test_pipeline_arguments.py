@@ -15,7 +15,7 @@ from zoo.compare import OTHER, PROMPT, ROUNDING, difference, own_image, two_line
 from addiffusion_env import AdaptivePipeline
 from addiffusion_env.backbones.pipeline_backbone import PipelineBackbone
 from addiffusion_env.engine.process import REFINE_PRESETS, Action
-from addiffusion_env.errors import CapabilityError, ConfigError
+from addiffusion_env.errors import CapabilityError, ConfigError, PromptError
 from addiffusion_env.prompts import Prompt
 from addiffusion_env.samplers.base import BaseSampler
 from addiffusion_lab.tiny_pipelines import parts as tiny
@@ -129,6 +129,12 @@ def test_a_list_of_timesteps_sets_the_steps_of_the_policy(euler):
     assert out.actions == [[0, 1]]  # an early exit after half of eight steps
 
 
+def test_a_number_for_a_list_of_steps_is_named(euler):
+    with pytest.raises(ConfigError, match="timesteps must be a list, got 5") as error:
+        euler[1](PROMPT, timesteps=5)
+    two_lines(error.value)
+
+
 def test_other_steps_than_a_list_of_every_image(euler):
     adaptive = wrapped(euler[0], {**SD, "num_inference_steps": 7, "timesteps": [999, 700, 300]})
     assert adaptive(PROMPT).nfe.tolist() == [3]
@@ -157,6 +163,26 @@ def test_an_early_exit_of_a_schedule_from_its_middle(where, strength, nfe):
     adaptive = wrapped(ZOO["sd15_img2img"](), given, "checked_attempts:0,0.6,1")
     called = {"strength": strength} if where == "called" else {}
     assert adaptive(PROMPT, **called).nfe.tolist() == [nfe]
+
+
+class At(Again):
+    """Never starts a new attempt; decides at the places of the process."""
+
+    def decide(self, requests):
+        return [Action.CONTINUE for _ in requests]
+
+
+def test_places_of_a_process_of_ones_own_stay_where_they_are():
+    plain = wrapped(ZOO["sd15_img2img"](), {"image": noise(0), "num_inference_steps": 10, "strength": 0.5})
+    adaptive = AdaptivePipeline(plain.backbone, At(), replace(plain.process, decide_at=(3, 6)))
+    assert adaptive(PROMPT).actions == [[0, 0]]  # at the start and after three of five steps
+    assert adaptive(PROMPT, strength=0.8).actions == [[0, 0, 0]]
+
+
+def test_without_prompts_nothing_is_called():
+    adaptive = wrapped(ZOO["sd15"](), SD, "checked_attempts:0,0.5,1")
+    with pytest.raises(PromptError, match="no prompts were given"):
+        adaptive([], num_inference_steps=6)
 
 
 def test_a_new_attempt_of_a_schedule_from_its_middle():

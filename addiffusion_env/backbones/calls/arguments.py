@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from addiffusion_env.errors import CapabilityError, ConfigError, nearest
 
 OWNED = {
@@ -84,11 +86,11 @@ class PipelineArguments:
         return made
 
     def check(self, given: Mapping[str, Any]) -> None:
-        """Checks the names of arguments.
+        """Checks the names of arguments, and that numbers and lists of steps are such.
 
         Raises:
-            ConfigError: for an argument that the pipeline does not have, with the nearest name, or one that the engine
-                sets itself.
+            ConfigError: for an argument that the pipeline does not have, with the nearest name, one that the engine
+                sets itself, or a value of another form.
         """
         for name in given:
             if name in OWNED:
@@ -98,6 +100,8 @@ class PipelineArguments:
                 raise ConfigError(f"{type(self.pipe).__name__} has no argument {name!r}", nearest(name, known))
             if isinstance(given[name], list | tuple) and self._takes_one_number(name):
                 raise ConfigError(f"{name} must be one number, got {given[name]!r:.60}", "call once for each value")
+            if name in STEP_LISTS and given[name] is not None and not np.ndim(given[name]):
+                raise ConfigError(f"{name} must be a list, got {given[name]!r:.60}", "num_inference_steps is a number")
             for value in given[name] if isinstance(given[name], list | tuple) else [given[name]]:
                 if name.endswith("attention_kwargs") and isinstance(value, Mapping) and value.get("scale") == 0:
                     raise ConfigError(
