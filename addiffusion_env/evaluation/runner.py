@@ -118,7 +118,7 @@ def plan(
         if len(set(names)) < len(names):
             twice = next(name for name in names if names.count(name) > 1)
             raise ConfigError(f"{what} {twice!r} is given more than once", "records are identified by it: give it once")
-    context.scorers.read(prompts)
+    context.scorers.embed_texts(prompts)
     identity, plans = identity_of(backbone=context.backbone, scorers=context.scorers, judges=context.judges), []
     digest, keys = digest_of(identity), [prompt_key(prompt) for prompt in prompts]
     for sampler in samplers:

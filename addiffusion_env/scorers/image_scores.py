@@ -191,7 +191,7 @@ class ImageScorers:
         """Length of a DINO embedding; 0 without a DINO model."""
         return self.dino.dim if self.dino is not None else 0
 
-    def read(self, prompts: Sequence[Prompt]) -> None:
+    def embed_texts(self, prompts: Sequence[Prompt]) -> None:
         """Embeds texts in advance, always in one order: in another batch they are rounded differently."""
         self.clip.embed_texts(prompts)
 
@@ -237,8 +237,8 @@ class NoScorers(ImageScorers):
         """No embedding: 0."""
         return 0
 
-    def read(self, prompts: Sequence[Prompt]) -> None:
-        """Reads nothing."""
+    def embed_texts(self, prompts: Sequence[Prompt]) -> None:
+        """Nothing to embed."""
 
     def scores(self, images: torch.Tensor, prompts: Sequence[Prompt]) -> ImageScores:
         """NaN scores of ``B`` images.
