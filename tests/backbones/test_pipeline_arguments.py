@@ -179,6 +179,13 @@ def test_places_of_a_process_of_ones_own_stay_where_they_are():
     assert adaptive(PROMPT, strength=0.8).actions == [[0, 0, 0]]
 
 
+def test_a_strength_of_numpy_and_one_that_leaves_no_step():
+    given = {"image": noise(0), "num_inference_steps": 20}
+    assert wrapped(ZOO["sd15_img2img"](), {**given, "strength": np.float32(0.1)})(PROMPT).nfe.tolist() == [2]
+    with pytest.raises(ConfigError, match=r"strength=0 of 20 steps leaves no step .*\n  -> use strength=0.05 or more"):
+        wrapped(ZOO["sd15_img2img"](), {**given, "strength": 0.0})
+
+
 def test_without_prompts_nothing_is_called():
     adaptive = wrapped(ZOO["sd15"](), SD, "checked_attempts:0,0.5,1")
     with pytest.raises(PromptError, match="no prompts were given"):

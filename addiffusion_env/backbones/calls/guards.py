@@ -7,6 +7,7 @@ and the caller's state when the call is suspended (:class:`TorchState`).
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -104,7 +105,7 @@ def pipeline_errors(pipe: Any, what: str, arguments: Mapping[str, Any]) -> Itera
         raise
     except Exception as error:
         strength, steps = arguments.get("strength"), arguments.get("num_inference_steps", 0)
-        if isinstance(strength, int | float) and int(strength * steps) < 1:
+        if isinstance(strength, numbers.Real) and int(strength * steps) < 1:
             raise ConfigError(
                 f"strength={strength:g} of {steps} steps leaves no step for a {type(pipe).__name__}",
                 f"use strength={1 / max(steps, 1):.2g} or more, or more steps",

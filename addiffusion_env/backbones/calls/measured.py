@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -134,7 +135,7 @@ def measure(evaluator: Evaluator) -> Measurements:
 def probe_steps(arguments: PipelineArguments) -> int:
     """:data:`PROBE_STEPS`, or as many more as a low ``strength`` needs to leave one of them."""
     strength = arguments.value("strength")
-    needed = math.ceil(1 / strength) if isinstance(strength, int | float) and strength > 0 else 1
+    needed = math.ceil(1 / max(float(strength), 1e-3)) if isinstance(strength, numbers.Real) else 1
     return min(max(PROBE_STEPS, needed), arguments.steps)
 
 
