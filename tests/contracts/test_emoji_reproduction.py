@@ -15,7 +15,7 @@ from addiffusion_lab.emoji_training.layouts import sample_scenes
 NO_REFINE = RefineConfig(enabled=False, maps="none", region="whole")
 
 
-def correctness(emoji, scorers, prompts, steps, spacing, lanes=32):
+def verdicts(emoji, scorers, prompts, steps, spacing, lanes=32):
     process = ProcessConfig(steps=steps, spacing=spacing, guidance_scale=4.0, refine=NO_REFINE)
     engine = Engine(emoji, scorers, decider=lambda requests: [0] * len(requests))
     detector = EmojiDetectorScorer.from_pretrained()
@@ -23,23 +23,28 @@ def correctness(emoji, scorers, prompts, steps, spacing, lanes=32):
     right = np.zeros(len(prompts))
     for index, episode in engine.stream(coroutines, max_lanes=lanes):
         right[index] = float(detector.score(episode.image.tensor[None], [prompts[index]])[0])
-    return float(right.mean())
+    return right
 
 
 @pytest.mark.slow
 def test_ddim_50_reproduces_the_reference(emoji, scorers):
-    """2,048 grammar prompts, DDIM-50 (leading) at guidance 4: 0.859 with the reference code."""
-    torch.set_num_threads(2)
+    """The first 64 of 2,048 grammar prompts, DDIM-50 (leading) at guidance 4: the same 14 images are wrong.
+
+    On all of them, most of an hour on one core, 0.859 are right with the reference code. A plain diffusers loop has the
+    same verdicts on the first 32. Prompts and noise are fixed, so only rounding changes a verdict, and only one on the
+    edge: none from AVX2 to AVX-512. Guidance 1.5 changes four, which hardly changes the share.
+    """
     scenes, _ = sample_scenes(2048, seed=999)
-    prompts = [scene_prompt(scene) for scene in scenes]
-    assert correctness(emoji, scorers, prompts, 50, "leading") == pytest.approx(0.86, abs=0.02)
+    prompts = [scene_prompt(scene) for scene in scenes[:64]]
+    wrong = np.flatnonzero(verdicts(emoji, scorers, prompts, 50, "leading") == 0)
+    assert len(set(wrong) ^ {0, 6, 11, 14, 15, 20, 24, 30, 32, 45, 46, 50, 53, 55}) <= 2, wrong
 
 
 @pytest.mark.slow
 def test_a_smaller_sample_is_in_keeping(emoji, scorers):
     """40 single objects and pairs in 6 trailing steps: 0.95 and 0.90 in the reference's table, fixed seeds here."""
     prompts = EmojiPrompts(split="all", tasks=["single_object", "two_object"]).take(40, seed=5)
-    assert correctness(emoji, scorers, prompts, 6, "trailing") >= 0.8
+    assert verdicts(emoji, scorers, prompts, 6, "trailing").mean() >= 0.8
 
 
 def test_images_of_other_prompts_are_judged_wrong(emoji, scorers):
@@ -48,7 +53,7 @@ def test_images_of_other_prompts_are_judged_wrong(emoji, scorers):
         type(p)(q.text, p.prompt_id, p.task, requirements=p.requirements)
         for p, q in zip(prompts, prompts[::-1], strict=True)
     ]
-    assert correctness(emoji, scorers, shuffled, 4, "trailing") == 0
+    assert not verdicts(emoji, scorers, shuffled, 4, "trailing").any()
 
 
 @pytest.mark.numeric
