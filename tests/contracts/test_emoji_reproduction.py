@@ -42,8 +42,9 @@ def test_ddim_50_reproduces_the_reference(emoji, scorers, reference_prompts):
 def test_ddim_50_draws_the_same_prompts_wrong(emoji, scorers, reference_prompts):
     """The first 64 of them: the same 14 images are wrong.
 
-    A plain diffusers loop has the same verdicts on the first 32. Prompts and noise are fixed, so only rounding changes a
-    verdict, and only one on the edge: none from AVX2 to AVX-512. Guidance 1.5 changes four, which hardly changes the share.
+    A plain diffusers loop has the same verdicts on the first 32. Prompts and noise are fixed, so only rounding changes
+    a verdict, and only one on the edge: none from AVX2 to AVX-512. Guidance 1.5 changes four, which hardly changes the
+    share.
     """
     wrong = np.flatnonzero(verdicts(emoji, scorers, reference_prompts[:64], 50, "leading") == 0)
     assert len(set(wrong) ^ {0, 6, 11, 14, 15, 20, 24, 30, 32, 45, 46, 50, 53, 55}) <= 2, wrong
