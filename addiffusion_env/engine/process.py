@@ -151,6 +151,8 @@ class ProcessConfig(Settings):
             *stop* accepts it, *refine* starts a new attempt, *continue* is illegal.
         refine: what *refine* does.
         network_calls: network calls per evaluation, (without guidance, with guidance); see :class:`Capabilities`.
+        evaluations: evaluations of the schedule, which ``decide_at`` and ``decide_every`` count; ``None`` for one each
+            step. A second-order scheduler takes 2n - 1 of n steps, an image-to-image pipeline fewer than n.
     """
 
     steps: Annotated[int, Ge(1)] = 20
@@ -164,6 +166,7 @@ class ProcessConfig(Settings):
     check_finished: bool = False
     refine: RefineConfig = field(default_factory=RefineConfig)
     network_calls: tuple[int, int] = (1, 2)
+    evaluations: Annotated[int | None, Ge(1)] = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -190,17 +193,17 @@ class ProcessConfig(Settings):
                 "refine.accept=best chooses among finished images, and check_finished is false",
                 "set check_finished=true, or refine.accept=always",
             )
-        if self.refine.enabled and self.refine.return_to is not None and self.refine.return_to >= self.steps:
+        if self.refine.enabled and self.refine.return_to is not None and self.refine.return_to >= self._longest:
             raise ConfigError(
-                f"refine.return_to={self.refine.return_to} is not before the end of a schedule of {self.steps} steps",
-                f"set it to {self.steps - 1} or less",
+                f"refine.return_to={self.refine.return_to} is not before the end of a schedule of {self._longest} steps",
+                f"set it to {self._longest - 1} or less",
             )
 
     def _check_decisions(self, at: tuple[int, ...]) -> None:
-        inside = all(isinstance(step, int) and 1 <= step < self.steps for step in at)
+        inside = all(isinstance(step, int) and 1 <= step < self._longest for step in at)
         if not at or not inside or list(at) != sorted(set(at)):
             raise ConfigError(
-                f"decide_at must be increasing steps from 1 to {self.steps - 1}, got {list(at)}", "for example [3, 5]"
+                f"decide_at must be increasing steps from 1 to {self._longest - 1}, got {list(at)}", "for example [3, 5]"
             )
         if self.decide_every != 1:
             raise ConfigError("decide_at and decide_every were both given", "leave decide_every at 1")
@@ -234,13 +237,23 @@ class ProcessConfig(Settings):
         return step % self.decide_every == 0 if self.decide_at is None else step in self.decide_at
 
     @property
+    def length(self) -> int:
+        """Number of evaluations of the schedule."""
+        return self.evaluations or self.steps
+
+    @property
+    def _longest(self) -> int:
+        """Of a shorter schedule than its steps, places beyond the end are never met."""
+        return max(self.steps, self.length)
+
+    @property
     def decision_steps(self) -> tuple[int, ...]:
         """Steps of the schedule at which the policy decides, between the first evaluation and the end.
 
         >>> ProcessConfig(steps=6, decide_every=2).decision_steps
         (2, 4)
         """
-        return tuple(step for step in range(1, self.steps) if self.decides(step))
+        return tuple(step for step in range(1, self.length) if self.decides(step))
 
     @property
     def longest_episode(self) -> int:

@@ -143,8 +143,8 @@ def test_what_is_wrong_on_the_way_is_said_by_the_iterator(pipe):
     assert [image.seed for image in pipe.stream(iter(texts(2)), seeds=np.array([4, 5]), ordered=True)] == [4, 5]
     with pytest.raises(PromptError):
         list(pipe.stream(iter(["a dog", "word " * 100])))
-    with pytest.raises(ConfigError, match="max_lanes must be at least 1, got 0"):
-        list(pipe.stream(["a dog"], max_lanes=0))
+    with pytest.raises(ConfigError, match="takes no argument height\n  -> give arguments of the pipeline where"):
+        pipe.stream(["a dog"], height=16)
     assert list(pipe.stream(iter([]))) == []
 
 
