@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from typing import Annotated, ClassVar
 
 import numpy as np
 
-from addiffusion_env.backbones.base import Capabilities
+from addiffusion_env.backbones.base import Backbone, Capabilities
 from addiffusion_env.backbones.solvers import SCHEDULER
 from addiffusion_env.errors import CapabilityError, ConfigError, unknown
 from addiffusion_env.scorers.utility import Utility
@@ -235,6 +235,11 @@ class ProcessConfig(Settings):
     def decides(self, step: int) -> bool:
         """Whether the policy decides after ``step`` steps of the schedule."""
         return step % self.decide_every == 0 if self.decide_at is None else step in self.decide_at
+
+    def counted(self, backbone: Backbone) -> ProcessConfig:
+        """With a backbone's evaluations where they are more than the steps; fewer need no other places."""
+        evaluations = len(backbone.sigmas(self.steps, self.spacing)) - 1
+        return replace(self, evaluations=evaluations) if evaluations > self.steps else self
 
     @property
     def length(self) -> int:

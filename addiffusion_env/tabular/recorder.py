@@ -290,7 +290,7 @@ def recorder_of(settings: EnvSettings, attempts: int) -> Recorder:
     return Recorder(
         backbone,
         load_scorers(backbone, settings.scorers),
-        settings.process(backbone.capabilities, backbone.name),
+        settings.process(backbone.capabilities, backbone.name).counted(backbone),
         attempts,
         halve=settings.halve_lanes,
         faults=FaultCount(settings.max_faults),

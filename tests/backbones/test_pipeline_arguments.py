@@ -143,6 +143,12 @@ def test_a_generator_of_two_images_is_refused(euler, generators, images):
     two_lines(error.value)
 
 
+def test_a_generator_of_every_image_is_refused():
+    with pytest.raises(ConfigError, match="one generator for every image: an image would depend on previous") as error:
+        wrapped(ZOO["sd15"](), {**SD, "generator": seeded()})
+    two_lines(error.value)
+
+
 # Schedules.
 
 

@@ -13,6 +13,7 @@ from addiffusion_env.engine.process import ProcessConfig
 from addiffusion_env.envs.env import AdDiffusionEnv
 from addiffusion_env.envs.settings import refine_config
 from addiffusion_env.envs.vector_env import AdDiffusionVectorEnv
+from addiffusion_env.tabular.mdp import Transitions
 
 CHEAP = {"steps": 3, "early_exit_steps": 0, "guidance_scale": 1.0}
 KINDS = {
@@ -93,12 +94,17 @@ def test_a_trace_of_more_evaluations_than_steps(kind, evaluations):
     """Second-order schedulers and diffusers' PNDM, the one that SD 1.5 comes with, evaluate more often than steps."""
     pipe = ZOO["sd15"]()
     pipe.scheduler = getattr(diffusers, kind).from_config(pipe.scheduler.config, skip_prk_steps=True)
-    env = AdDiffusionEnv(backbone=Pipeline(pipe, {"height": 64, "width": 64}), steps=3, refine="off")
+    backbone = Pipeline(pipe, {"height": 64, "width": 64})
+    env = AdDiffusionEnv(backbone=backbone, steps=3, refine="off")
     env.reset(seed=0, options={"prompt": "a dog"})
     over = False
     while not over:
-        *_, over, _, info = env.step(0)
+        _, _, over, _, info = env.step(0)
     assert info["action_trace"].tolist() == [0] * evaluations and info["nfe"] == evaluations
+    again = {"refine": {"preset": "resample_keep_best", "return_to": 0}, "check_finished": True}
+    process = replace(env.episodes.settings, **again).process(backbone.capabilities, backbone.name).counted(backbone)
+    places = 2 * (evaluations - 1) + 2  # an early exit from each decision, the start's and the end
+    assert Transitions.of(backbone, process).legal.shape[1] == places + 1
 
 
 def test_buffers_made_from_the_first_info_hold_all():

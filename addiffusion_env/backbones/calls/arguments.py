@@ -65,7 +65,7 @@ class PipelineArguments:
 
         Raises:
             CapabilityError: for an object that is not a pipeline with prompts and steps.
-            ConfigError: for an unknown argument, or one that the engine sets itself.
+            ConfigError: for an unknown argument, one that the engine sets itself, or a generator.
         """
         name = type(pipe).__name__
         if not callable(pipe) or not hasattr(pipe, "components") or getattr(pipe, "scheduler", None) is None:
@@ -83,6 +83,11 @@ class PipelineArguments:
                 )
         made = cls(pipe, parameters, dict(given))
         made.check(given)
+        if given.get("generator") is not None:
+            raise ConfigError(
+                "one generator for every image: an image would depend on previous images",
+                "pass generator= in the call, or seeds=",
+            )
         return made
 
     def check(self, given: Mapping[str, Any]) -> None:
