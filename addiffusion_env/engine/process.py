@@ -193,17 +193,18 @@ class ProcessConfig(Settings):
                 "refine.accept=best chooses among finished images, and check_finished is false",
                 "set check_finished=true, or refine.accept=always",
             )
-        if self.refine.enabled and self.refine.return_to is not None and self.refine.return_to >= self._longest:
+        if self.refine.enabled and self.refine.return_to is not None and self.refine.return_to >= self._most:
             raise ConfigError(
-                f"refine.return_to={self.refine.return_to} is not before the end of a schedule of {self._longest} steps",
-                f"set it to {self._longest - 1} or less",
+                f"refine.return_to={self.refine.return_to} is not before the end of a schedule of {self._most} steps",
+                f"set it to {self._most - 1} or less",
             )
 
     def _check_decisions(self, at: tuple[int, ...]) -> None:
-        inside = all(isinstance(step, int) and 1 <= step < self._longest for step in at)
+        inside = all(isinstance(step, int) and 1 <= step < self._most for step in at)
         if not at or not inside or list(at) != sorted(set(at)):
             raise ConfigError(
-                f"decide_at must be increasing steps from 1 to {self._longest - 1}, got {list(at)}", "for example [3, 5]"
+                f"decide_at must be increasing steps from 1 to {self._most - 1}, got {list(at)}",
+                "for example [3, 5]",
             )
         if self.decide_every != 1:
             raise ConfigError("decide_at and decide_every were both given", "leave decide_every at 1")
@@ -247,7 +248,7 @@ class ProcessConfig(Settings):
         return self.evaluations or self.steps
 
     @property
-    def _longest(self) -> int:
+    def _most(self) -> int:
         """Of a shorter schedule than its steps, places beyond the end are never met."""
         return max(self.steps, self.length)
 
