@@ -155,6 +155,8 @@ class ProcessConfig(Settings):
             step. A second-order scheduler takes 2n - 1 of n steps, an image-to-image pipeline fewer than n.
     """
 
+    not_identity: ClassVar[tuple[str, ...]] = ("evaluations",)  # the scheduler and the arguments decide them
+
     steps: Annotated[int, Ge(1)] = 20
     spacing: str = "trailing"
     solver: str = "ddim"
