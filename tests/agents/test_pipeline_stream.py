@@ -236,6 +236,11 @@ def test_what_a_callback_may_not_change(pipe, name):
     assert not hasattr(pipe, name)
 
 
+def test_a_callback_may_keep_attributes_of_its_own(pipe):
+    pipe("a dog", callback_on_step_end=lambda adaptive, *_: setattr(adaptive, "_count", 1))
+    assert vars(pipe).pop("_count") == 1
+
+
 def test_callbacks_of_diffusers_are_refused(pipe):
     with pytest.raises(ConfigError, match="a SDCFGCutoffCallback changes attributes of a pipeline's call"):
         pipe("a dog", callback_on_step_end=SDCFGCutoffCallback(cutoff_step_ratio=0.5))

@@ -285,6 +285,12 @@ def test_an_argument_of_a_prompt_is_checked(euler):
         list(euler[1].stream([prompt]))
 
 
+def test_steps_of_a_prompt_alone_are_refused(euler):
+    prompt = replace(Prompt.of(PROMPT), arguments={"num_inference_steps": 2})
+    with pytest.raises(ConfigError, match="num_inference_steps=2 of a prompt would not take effect: all images take 4"):
+        euler[1](prompt)
+
+
 # Images.
 
 

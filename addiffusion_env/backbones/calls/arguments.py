@@ -152,10 +152,17 @@ class PipelineArguments:
         """The arguments of one image's call.
 
         Raises:
-            ConfigError: see :meth:`check`, for ``more``.
+            ConfigError: see :meth:`check`, for ``more``; and for another number of steps in it.
         """
-        self.check(more or {})
-        found = {**self.given, **(more or {})}
+        more = more or {}
+        self.check(more)
+        own = more.get("num_inference_steps", steps)
+        if own != steps and all(more.get(name) is None for name in STEP_LISTS):
+            raise ConfigError(
+                f"num_inference_steps={own} of a prompt would not take effect: all images take {steps} steps",
+                "give it to the call of AdaptivePipeline, or as steps= of the environment",
+            )
+        found = {**self.given, **more}
         if prompt is not None and found.get("prompt_embeds") is None:
             found["prompt"] = prompt
         found["num_inference_steps"] = steps
