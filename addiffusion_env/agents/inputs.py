@@ -6,9 +6,9 @@ import math
 import numbers
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import count
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import torch
@@ -22,9 +22,34 @@ from addiffusion_env.engine.process import ProcessConfig
 from addiffusion_env.errors import ConfigError, PromptError
 from addiffusion_env.prompts import Prompt
 from addiffusion_env.samplers.base import Sampler, placed
+from addiffusion_env.samplers.traits import Traits
+from addiffusion_env.settings import Ge, Gt, Settings
 
 Prompts = str | Prompt | Iterable["str | Prompt"]
 Seeds = int | Iterable[int] | None
+
+
+@dataclass(frozen=True)
+class Numbers(Settings):
+    """The numbers of a call of :class:`.AdaptivePipeline`, checked on construction."""
+
+    see: ClassVar[str] = "see AdaptivePipeline"
+
+    max_lanes: Annotated[int, Ge(1)] = 1
+    num_images_per_prompt: Annotated[int, Ge(1)] = 1
+    decode_batch: Annotated[int, Ge(1)] = 1
+    cost_per_nfe: Annotated[float | None, Ge(0)] = None
+    target_nfe: Annotated[float | None, Gt(0)] = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.cost_per_nfe is not None and self.target_nfe is not None:
+            raise ConfigError("both cost_per_nfe and target_nfe were given", "give one of them")
+
+
+def take_prompts(prompts: Prompts | None, others: dict[str, Any]) -> Any:
+    """The prompts of a call, which ``others`` may hold under diffusers' name ``prompt``."""
+    return others.pop("prompt", None) if prompts is None else prompts
 
 
 def listed(prompts: Prompts) -> list[str | Prompt]:
@@ -60,8 +85,7 @@ def make_jobs(
     >>> [(job.index, job.prompt.text, job.seed) for job in make_jobs(["a", "b"], 7, 2)]
     [(0, 'a', 7), (1, 'a', 8), (2, 'b', 7), (3, 'b', 8)]
     """
-    if not isinstance(images_per_prompt, int) or images_per_prompt < 1:
-        raise ConfigError(f"num_images_per_prompt must be at least 1, got {images_per_prompt!r}", "use 1")
+    Numbers(num_images_per_prompt=images_per_prompt)
     single = seeds is None or not isinstance(seeds, Iterable) or getattr(seeds, "ndim", 1) == 0  # a 0-d array
     if isinstance(prompts, str | Sequence) or not isinstance(prompts, Iterable):
         prompts = listed(prompts)
@@ -97,6 +121,25 @@ def _jobs(
                 )
             yield Job(index, prompt, _seed(seed))
             index += 1
+
+
+def check_seeds(jobs: Iterator[Job], sampler: Sampler, process: ProcessConfig) -> Iterator[Job]:
+    """Refuses the seed of an image whose noise a ``generator`` draws, where the policy reads no seed either.
+
+    Beside a generator the seed still decides refinements and other attempts, and the policy ``random``. Beside
+    ``latents`` it decides all noise but the initial one, which some schedulers do not draw.
+
+    Raises:
+        ConfigError: on iteration.
+    """
+    traits = Traits.of(sampler)
+    unread = (traits.constant or traits.learned) and not process.refine.enabled
+    for job in jobs:
+        if unread and job.prompt.arguments.get("generator") is not None:
+            raise ConfigError(
+                "seeds would not take effect: the generator draws all noise of an image", "leave out one of them"
+            )
+        yield job
 
 
 def _seed(seed: Any) -> int:
@@ -198,8 +241,6 @@ def with_pipeline_kwargs(
                 f"{name} would not take effect: solver={process.solver} replaces the pipeline's scheduler",
                 "use policy 'continue', or solver=scheduler",
             )
-    if changes:
-        process = _changed(backbone, sampler, base, changes, {"steps": steps_by, "guidance_scale": guidance.name})
     count = len(prompts)
     usual = backbone.arguments.given
     shared = {
@@ -212,29 +253,16 @@ def with_pipeline_kwargs(
     for row, prompt in enumerate(prompts):
         own = {name: _row(value, row, count) for name, value in arguments.items() if name not in shared}
         made.append(replace(prompt, arguments={**prompt.arguments, **shared, **own}))
-    if made and process.decide_at is not None:
-        process = placed(sampler, replace(base, **changes), backbone.evaluations(made[0], process.steps))
-    return process, made
-
-
-def _changed(
-    backbone: Backbone,
-    sampler: Sampler,
-    base: ProcessConfig,
-    changes: Mapping[str, Any],
-    arguments: Mapping[str, str | None],
-) -> ProcessConfig:
-    """The process with other steps or guidance, if the policy leaves them free; ``arguments`` set them, by setting."""
-    changed = sampler.process(replace(base, **changes))
-    for name, value in changes.items():
-        if getattr(changed, name) != value:
+    base = replace(base, **changes)
+    evaluations = backbone.evaluations(made[0], base.steps) if made else None
+    process = placed(sampler, base, backbone, evaluations)
+    for name, argument in (("steps", steps_by), ("guidance_scale", guidance.name)):
+        if name in changes and getattr(process, name) != changes[name]:
             raise ConfigError(
-                f"{arguments[name]} would not take effect: policy {sampler.name!r} sets {name}="
-                f"{getattr(changed, name)}",
+                f"{argument} would not take effect: policy {sampler.name!r} sets {name}={getattr(process, name)}",
                 "use policy 'continue', or write it into the policy's name (fixed:30)",
             )
-    changed.check(backbone.capabilities, backbone.name)
-    return changed
+    return process, made
 
 
 def _check_generators(given: Any, count: int, images: int) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,7 +12,16 @@ import numpy as np
 from stable_baselines3.common.base_class import BaseAlgorithm
 from tqdm.auto import tqdm
 
-from addiffusion_env.agents.inputs import Prompts, Seeds, listed, make_jobs, with_pipeline_kwargs
+from addiffusion_env.agents.inputs import (
+    Numbers,
+    Prompts,
+    Seeds,
+    check_seeds,
+    listed,
+    make_jobs,
+    take_prompts,
+    with_pipeline_kwargs,
+)
 from addiffusion_env.agents.make import make_policy, model_settings, policy_and_model
 from addiffusion_env.agents.outputs import Generated, ImageStream, PipelineOutput, check_output_type, collect, in_order
 from addiffusion_env.agents.saved_policy import SavedPolicy
@@ -69,7 +78,8 @@ class AdaptivePipeline:
 
     Raises:
         CapabilityError: when no backbone supports the pipeline, or the model lacks a capability that the policy needs.
-        ConfigError: when the policy was trained on observations of another width, or is trained and a process is given.
+        ConfigError: when the policy was trained on observations of another width, or is trained and a process is given;
+            for a number of lanes below 1.
         WeightsError: when the policy or the scorers cannot be loaded.
     """
 
@@ -83,6 +93,7 @@ class AdaptivePipeline:
         trust: bool = False,
         plugins: Sequence[str] = (),
     ) -> None:
+        Numbers(max_lanes)
         load_plugins(plugins)
         self.backbone: Backbone = model if isinstance(model, Backbone) else PipelineBackbone(model)
         if policy is None and process is None:
@@ -142,10 +153,11 @@ class AdaptivePipeline:
 
         Raises:
             UnknownNameError: when there is no such policy, folder or backbone.
-            ConfigError: for a model without a policy, or a policy that does not fit the model.
+            ConfigError: for a model without a policy, a policy that does not fit it, or a number of lanes below 1.
             UntrustedFileError: for a zip without ``trust``.
             WeightsError: when files are missing, damaged, or cannot be downloaded from the hub.
         """
+        Numbers(max_lanes)  # before gigabytes of model are loaded
         load_plugins(plugins)
         sampler, known = policy_and_model(name_or_dir, policy, trust, **hub)
         settings = EnvSettings.of(
@@ -163,7 +175,7 @@ class AdaptivePipeline:
 
     def __call__(
         self,
-        prompts: Prompts,
+        prompts: Prompts | None = None,
         seeds: Seeds = None,
         cost_per_nfe: float | None = None,
         target_nfe: float | None = None,
@@ -178,9 +190,11 @@ class AdaptivePipeline:
         """Generates images for one prompt or a list of prompts.
 
         Args:
-            prompts: one prompt or a list of N.
+            prompts: one prompt or a list of N; ``prompt=``, as in diffusers, is the same.
             seeds: one per image, prompt by prompt; or one number ``s`` for seeds ``s``, ``s + 1``, ... of every
                 prompt's images; 0 when not given. An image is a function of its prompt and seed, not of the list.
+                Beside ``latents`` they decide the other noise: of stochastic schedulers, refinements and other
+                attempts; beside ``generator`` that of the last two.
             cost_per_nfe: cost of one NFE; a higher one spends less. Only learned policies have one.
             target_nfe: the mean NFE to aim at instead; converted to a cost per NFE by the policy's measured frontier.
             output_type: ``"pil"``, ``"np"`` or ``"pt"``.
@@ -197,22 +211,23 @@ class AdaptivePipeline:
         Raises:
             PromptError: for no prompt, or one that does not fit the text window.
             ConfigError: for a number of seeds other than of images, cost per NFE and target together, a cost per NFE
-                for a policy that has none, or an argument that the pipeline does not have or that would not take
-                effect.
+                for a policy that has none, a number out of its range, or an argument that the pipeline does not have or
+                that would not take effect.
             UnknownNameError: for an unknown output type.
             NumericsError: for an image that is not finite; the others of the call are lost (a stream keeps those that
                 it has yielded).
         """
         check_output_type(output_type)
         self._refresh()
-        texts, read = listed(prompts), self.backbone.traits.read_prompt
+        Numbers(self.max_lanes, num_images_per_prompt, cost_per_nfe=cost_per_nfe, target_nfe=target_nfe)
+        texts, read = listed(take_prompts(prompts, pipeline_kwargs)), self.backbone.traits.read_prompt
         process = self.process
         if pipeline_kwargs:
             known = [read(text) if isinstance(text, str) else Prompt.of(text) for text in texts]
             process, texts[:] = with_pipeline_kwargs(
                 self.backbone, self.sampler, self._own, process, known, num_images_per_prompt, pipeline_kwargs
             )
-        jobs = list(make_jobs(texts, seeds, num_images_per_prompt, read))
+        jobs = list(self._jobs(texts, seeds, num_images_per_prompt, process))
         callback, tensors = callback_on_step_end, callback_on_step_end_tensor_inputs
         sampler, lanes = self._with_cost(cost_per_nfe, target_nfe), min(self.max_lanes, len(jobs))
         made, counters = self._run(jobs, sampler, process, callback, tensors, return_trace, lanes)
@@ -221,7 +236,7 @@ class AdaptivePipeline:
 
     def stream(
         self,
-        prompts: Prompts,
+        prompts: Prompts | None = None,
         seeds: Seeds = None,
         cost_per_nfe: float | None = None,
         target_nfe: float | None = None,
@@ -234,6 +249,7 @@ class AdaptivePipeline:
         ordered: bool = False,
         max_lanes: int | None = None,
         decode_batch: int = 4,
+        **others: Any,
     ) -> ImageStream:
         """Generates images for any number of prompts and yields each when it is ready.
 
@@ -254,6 +270,7 @@ class AdaptivePipeline:
                 memory.
             max_lanes: images in progress at once; ``None`` uses the pipeline's value.
             decode_batch: finished images that are decoded together, outside the lanes.
+            **others: ``prompt`` for ``prompts``; arguments of the diffusers pipeline are refused.
 
         Returns:
             An iterator of :class:`StreamedImage`; its ``utilisation`` is the share of busy lanes.
@@ -264,9 +281,18 @@ class AdaptivePipeline:
         """
         check_output_type(output_type)
         self._refresh()
-        jobs = make_jobs(prompts, seeds, num_images_per_prompt, self.backbone.traits.read_prompt)
+        lanes = self.max_lanes if max_lanes is None else max_lanes
+        Numbers(lanes, num_images_per_prompt, decode_batch, cost_per_nfe, target_nfe)
+        prompts = take_prompts(prompts, others)
+        if others:
+            raise ConfigError(
+                f"a stream takes no argument {next(iter(others))}",
+                "give arguments of the pipeline where it is wrapped (PipelineBackbone(pipe, {'height': 512})), or call "
+                "AdaptivePipeline",
+            )
+        jobs = self._jobs(prompts, seeds, num_images_per_prompt, self.process)
         callback, tensors = callback_on_step_end, callback_on_step_end_tensor_inputs
-        sampler, lanes = self._with_cost(cost_per_nfe, target_nfe), self.max_lanes if max_lanes is None else max_lanes
+        sampler = self._with_cost(cost_per_nfe, target_nfe)
         made, counters = self._run(jobs, sampler, self.process, callback, tensors, return_trace, lanes, decode_batch)
         return ImageStream(made, counters, output_type, ordered)
 
@@ -296,6 +322,10 @@ class AdaptivePipeline:
         if not isinstance(self.sampler, SavedPolicy):
             raise ConfigError(f"policy {self.sampler.name!r} has no weights to save", "pass it when loading: policy=")
         return self.sampler
+
+    def _jobs(self, prompts: Prompts, seeds: Seeds, images: int, process: ProcessConfig) -> Iterator[Job]:
+        jobs = make_jobs(prompts, seeds, images, self.backbone.traits.read_prompt)
+        return jobs if seeds is None else check_seeds(jobs, self.sampler, process)
 
     def _run(
         self,
@@ -339,34 +369,24 @@ class AdaptivePipeline:
             self.process = self._own_process()
 
     def _own_process(self) -> ProcessConfig:
-        capabilities, name = self.backbone.capabilities, self.backbone.name
-        self._own = self._base or EnvSettings(refine="off").process(capabilities, name)
-        evaluations = len(self.backbone.sigmas(self._own.steps, self._own.spacing)) - 1
-        made = placed(self.sampler, self._own, evaluations)
-        made.check(capabilities, name)
-        return made
+        can, name = self.backbone.capabilities, self.backbone.name
+        self._own = self._base or EnvSettings(refine="off").process(can, name)
+        return placed(self.sampler, self._own, self.backbone)
 
     def _with_cost(self, cost_per_nfe: float | None, target_nfe: float | None) -> Sampler:
         if cost_per_nfe is None and target_nfe is None:
             return self.sampler
-        if cost_per_nfe is not None and target_nfe is not None:
-            raise ConfigError("both cost_per_nfe and target_nfe were given", "give one of them")
-        if not isinstance(self.sampler, SavedPolicy):
+        if not isinstance(self.sampler, SavedPolicy) or not self.sampler.varies_cost:
+            has = "was made at one" if isinstance(self.sampler, SavedPolicy) else "has no"
             raise ConfigError(
-                f"policy {self.sampler.name!r} has no cost per NFE", "leave out cost_per_nfe and target_nfe"
+                f"policy {self.sampler.name!r} {has} cost per NFE", "leave out cost_per_nfe and target_nfe"
             )
-        if not self.sampler.varies_cost:
-            raise ConfigError(
-                f"policy {self.sampler.name!r} was made at one cost per NFE", "leave out cost_per_nfe and target_nfe"
-            )
-        if target_nfe is not None and not target_nfe > 0:
-            raise ConfigError(f"target_nfe must be above 0, got {target_nfe}", "it is a mean number of evaluations")
         chosen = cost_per_nfe
         if chosen is None:
             chosen = self.sampler.cost_per_nfe_for(target_nfe or 0, self.backbone, self.scorers)
-        if not np.isfinite(chosen) or chosen < 0:
+        if not np.isfinite(chosen):
             raise ConfigError(
-                f"cost_per_nfe must be 0 or more, got {chosen}",
+                f"cost_per_nfe must be finite, got {chosen}",
                 f"up to {self.sampler.config.highest_cost_per_nfe:g} was measured",
             )
         sampler = replace(self.sampler, cost_per_nfe=float(chosen))  # type: ignore[type-var]

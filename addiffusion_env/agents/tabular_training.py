@@ -68,7 +68,7 @@ def make_mdp(table: AttemptTable, settings: EnvSettings) -> TabularMDP:
         ConfigError: for a process that is not a table of attempts, or differs from the table's.
     """
     backbone = load_backbone(settings)
-    process = settings.process(backbone.capabilities, backbone.name)
+    process = settings.process(backbone.capabilities, backbone.name).counted(backbone)
     check_recordable(process)
     if table.steps != process.decision_steps:
         raise ConfigError(

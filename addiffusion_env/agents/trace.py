@@ -25,6 +25,17 @@ StepCallback = Callable[[Any, int, float, dict[str, Any]], "Mapping[str, Any] | 
 
 CALLBACK_TENSORS = ("latents", "x0")
 
+READ_BY_PIPELINES = (
+    "_interrupt",
+    "_guidance_scale",
+    "_guidance_rescale",
+    "_clip_skip",
+    "_cross_attention_kwargs",
+    "_joint_attention_kwargs",
+    "_attention_kwargs",
+)
+"""Attributes by which callbacks change a call of diffusers' own pipelines."""
+
 INSTEAD = (
     "images of one call are at different steps: return other latents; limit guidance by guidance_interval of the "
     "process; to end a call raise an exception, or close its stream"
@@ -161,9 +172,8 @@ class StepCalls(EpisodeObserver):
         values = {"latents": outcome.latents.x, "x0": outcome.x0}
         given: dict[str, Any] = {name: values[name] for name in self.tensors}
         given.update(index=self.job.index, prompt=self.job.prompt.text, seed=self.job.seed)
-        before = set(vars(self.pipe))
         answer = self.function(self.pipe, self.step, timestep, given)
-        if changed := sorted(name for name in set(vars(self.pipe)) - before if name.startswith("_")):
+        if changed := [name for name in READ_BY_PIPELINES if name in vars(self.pipe)]:
             for name in changed:
                 delattr(self.pipe, name)
             raise ConfigError(

@@ -261,6 +261,8 @@ class PipelineBackbone(Backbone):
         if generator is None or stream != "initial":
             generator = keyed_generator(prompt.prompt_id, seed, stream)
             request.rng_state = keyed_generator(prompt.prompt_id, seed, "global").get_state()
+            if stream != "initial":
+                request.draw_again(generator)
         else:
             request.rng_state, request.generator = torch.get_rng_state(), generator
         inner, state = self.evaluator.drawn(request, None, generator)
@@ -350,8 +352,7 @@ class PipelineBackbone(Backbone):
     def _layout_for(self, x: Tensor, request: CallRequest) -> LatentLayout:
         if known := [layout for layout in self._layouts.values() if layout.shape == tuple(x.shape[1:])]:
             return known[0]
-        inner, _ = self.evaluator.drawn(request, None, torch.Generator().manual_seed(0))
-        return self.layout_of(inner, request)
+        return self.layout_of(self.evaluator.drawn(request, None, torch.Generator().manual_seed(0))[0], request)
 
     def scheduler_step(
         self, latents: Latents, prediction: Prediction, conditioning: Conditioning, sigma_next: Tensor
@@ -385,8 +386,7 @@ class PipelineBackbone(Backbone):
     @torch.no_grad()
     def decode(self, x0: Tensor, conditioning: Sequence[Conditioning] | None = None) -> Tensor:
         """Runs the pipeline's own post-processing: decoder, safety checker and image processor."""
-        known = None if conditioning is None else [part.requests[0] for part in conditioning]
-        requests = known or [self.measured.request] * len(x0)
+        requests = [part.requests[0] for part in conditioning or ()] or [self.measured.request] * len(x0)
         layout = self._layout_for(x0, requests[0])
         ends = []
         for row, request in enumerate(requests):

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from typing import Annotated, ClassVar
 
 import numpy as np
 
-from addiffusion_env.backbones.base import Capabilities
+from addiffusion_env.backbones.base import Backbone, Capabilities
 from addiffusion_env.backbones.solvers import SCHEDULER
 from addiffusion_env.errors import CapabilityError, ConfigError, unknown
 from addiffusion_env.scorers.utility import Utility
@@ -151,7 +151,11 @@ class ProcessConfig(Settings):
             *stop* accepts it, *refine* starts a new attempt, *continue* is illegal.
         refine: what *refine* does.
         network_calls: network calls per evaluation, (without guidance, with guidance); see :class:`Capabilities`.
+        evaluations: evaluations of the schedule, which ``decide_at`` and ``decide_every`` count; ``None`` for one each
+            step. A second-order scheduler takes 2n - 1 of n steps, an image-to-image pipeline fewer than n.
     """
+
+    not_identity: ClassVar[tuple[str, ...]] = ("evaluations",)  # the scheduler and the arguments decide them
 
     steps: Annotated[int, Ge(1)] = 20
     spacing: str = "trailing"
@@ -164,6 +168,7 @@ class ProcessConfig(Settings):
     check_finished: bool = False
     refine: RefineConfig = field(default_factory=RefineConfig)
     network_calls: tuple[int, int] = (1, 2)
+    evaluations: Annotated[int | None, Ge(1)] = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -190,17 +195,18 @@ class ProcessConfig(Settings):
                 "refine.accept=best chooses among finished images, and check_finished is false",
                 "set check_finished=true, or refine.accept=always",
             )
-        if self.refine.enabled and self.refine.return_to is not None and self.refine.return_to >= self.steps:
+        if self.refine.enabled and self.refine.return_to is not None and self.refine.return_to >= self._most:
             raise ConfigError(
-                f"refine.return_to={self.refine.return_to} is not before the end of a schedule of {self.steps} steps",
-                f"set it to {self.steps - 1} or less",
+                f"refine.return_to={self.refine.return_to} is not before the end of a schedule of {self._most} steps",
+                f"set it to {self._most - 1} or less",
             )
 
     def _check_decisions(self, at: tuple[int, ...]) -> None:
-        inside = all(isinstance(step, int) and 1 <= step < self.steps for step in at)
+        inside = all(isinstance(step, int) and 1 <= step < self._most for step in at)
         if not at or not inside or list(at) != sorted(set(at)):
             raise ConfigError(
-                f"decide_at must be increasing steps from 1 to {self.steps - 1}, got {list(at)}", "for example [3, 5]"
+                f"decide_at must be increasing steps from 1 to {self._most - 1}, got {list(at)}",
+                "for example [3, 5]",
             )
         if self.decide_every != 1:
             raise ConfigError("decide_at and decide_every were both given", "leave decide_every at 1")
@@ -233,6 +239,21 @@ class ProcessConfig(Settings):
         """Whether the policy decides after ``step`` steps of the schedule."""
         return step % self.decide_every == 0 if self.decide_at is None else step in self.decide_at
 
+    def counted(self, backbone: Backbone) -> ProcessConfig:
+        """With a backbone's evaluations where they are more than the steps; fewer need no other places."""
+        evaluations = len(backbone.sigmas(self.steps, self.spacing)) - 1
+        return replace(self, evaluations=evaluations) if evaluations > self.steps else self
+
+    @property
+    def length(self) -> int:
+        """Number of evaluations of the schedule."""
+        return self.evaluations or self.steps
+
+    @property
+    def _most(self) -> int:
+        """Of a shorter schedule than its steps, places beyond the end are never met."""
+        return max(self.steps, self.length)
+
     @property
     def decision_steps(self) -> tuple[int, ...]:
         """Steps of the schedule at which the policy decides, between the first evaluation and the end.
@@ -240,7 +261,7 @@ class ProcessConfig(Settings):
         >>> ProcessConfig(steps=6, decide_every=2).decision_steps
         (2, 4)
         """
-        return tuple(step for step in range(1, self.steps) if self.decides(step))
+        return tuple(step for step in range(1, self.length) if self.decides(step))
 
     @property
     def longest_episode(self) -> int:

@@ -57,9 +57,8 @@ class Episodes:
         self.settings = settings
         self.backbone = load_backbone(settings)
         self._capabilities = self.backbone.capabilities  # which process and spaces were made for
-        self.process = settings.process(self.backbone.capabilities, self.backbone.name)
         # Raises for an invalid schedule before the first episode.
-        self.backbone.sigmas(self.process.steps, self.process.spacing)
+        self.process = settings.process(self.backbone.capabilities, self.backbone.name).counted(self.backbone)
         self.scorers = load_scorers(self.backbone, settings.scorers)
         self.engine = Engine(
             self.backbone,

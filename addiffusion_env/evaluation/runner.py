@@ -32,7 +32,7 @@ from addiffusion_env.evaluation.records import (
 from addiffusion_env.evaluation.store import RecordStore, png_bytes
 from addiffusion_env.profiling import Meter
 from addiffusion_env.prompts import Prompt
-from addiffusion_env.samplers.base import BilledEpisode, NeedsPrompts, Sampler
+from addiffusion_env.samplers.base import BilledEpisode, NeedsPrompts, Sampler, placed
 from addiffusion_env.scorers.image_scores import ImageScorers
 
 RECORDS_FOLDER = "records"
@@ -125,8 +125,7 @@ def plan(
         sampler.bind(context.backbone, context.scorers)
         if isinstance(sampler, NeedsPrompts):
             sampler.setup(prompts)
-        process = sampler.process(context.process)
-        process.check(context.backbone.capabilities, context.backbone.name)
+        process = placed(sampler, context.process, context.backbone)
         variant = variant_of(sampler, context.backbone.name, process, digest)
         jobs = tuple(
             Job(uid_of(variant, key, seed), prompt, int(seed))

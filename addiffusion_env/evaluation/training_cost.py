@@ -28,6 +28,7 @@ from addiffusion_env.evaluation.cost import (
 from addiffusion_env.observations import needs_features, needs_preview
 from addiffusion_env.prompts import Prompt
 from addiffusion_env.samplers import make_sampler
+from addiffusion_env.samplers.base import placed
 from addiffusion_env.scorers.image_scores import ImageScorers
 from addiffusion_env.tabular.table import NUMBERS, AttemptTable
 
@@ -92,7 +93,7 @@ def _report(report: Mapping[str, Any], backbone: Backbone, process: ProcessConfi
     expected = replace(one.times(min(again, ATTEMPTS_OF_A_POLICY)), images=1)
     samplers = [make_sampler(spec) for spec in report.get("samplers") or ()]
     for sampler in samplers:
-        few, many = work_range(sampler, sampler.process(process), backbone)
+        few, many = work_range(sampler, placed(sampler, process, backbone), backbone)
         least, most, expected = least + few, most + many, expected + (few + many).times(0.5)
     disk = RECORD_BYTES * prompts * (1 + len(samplers))
     return Stage("report", least.times(prompts), most.times(prompts), expected.times(prompts), disk=disk)

@@ -173,17 +173,28 @@ def _values(kind: type) -> dict[str, type]:
     return {name: types[0] for name, types in options.items() if types[0] in (int, float, str)}
 
 
-def placed(sampler: Sampler, base: ProcessConfig, evaluations: int) -> ProcessConfig:
-    """A sampler's process on a schedule of which fewer evaluations than ``base.steps`` are taken.
+def placed(sampler: Sampler, base: ProcessConfig, backbone: Backbone, evaluations: int | None = None) -> ProcessConfig:
+    """A sampler's process on a backbone whose schedule of n steps may take another number of evaluations.
 
-    An image-to-image pipeline begins in the middle of its schedule (``strength``): the places of decisions are those of
-    a schedule of ``evaluations`` steps, and the number of steps stays that of the whole one. Places that are those of
-    ``base`` itself stay where they are.
+    Image-to-image pipelines begin in the middle of their schedule (``strength``), second-order schedulers evaluate
+    twice in a step.
+
+    Args:
+        sampler: the sampler; a process with other steps than ``base`` has one evaluation each.
+        base: the base process.
+        backbone: the model.
+        evaluations: of the image, where its own arguments decide it; ``None`` for the backbone's schedule.
+
+    Raises:
+        CapabilityError: when the backbone lacks a capability that the process needs.
     """
-    made = sampler.process(base)
-    if evaluations >= base.steps or made.steps != base.steps or made.decide_at in (None, base.decide_at):
-        return made
-    return replace(sampler.process(replace(base, steps=evaluations, decide_at=None)), steps=base.steps)
+    if evaluations is None:
+        evaluations = len(backbone.sigmas(base.steps, base.spacing)) - 1
+    made = sampler.process(base if evaluations == base.steps else replace(base, evaluations=evaluations))
+    if (made.steps, made.spacing) != (base.steps, base.spacing):
+        made = replace(made, evaluations=None)
+    made.check(backbone.capabilities, backbone.name)
+    return made
 
 
 def every_step(base: ProcessConfig) -> ProcessConfig:

@@ -83,8 +83,8 @@ class CheckedAttempts(BaseSampler):
 
         A schedule of a single step has no place from which an attempt could be abandoned: it is taken once.
         """
-        step = self.exit_step(base.steps) or base.steps - 1
-        checked = self.attempts > 1 and base.steps > 1
+        step = self.exit_step(base.length) or base.length - 1
+        checked = self.attempts > 1 and base.length > 1
         refine = replace(
             REFINE_PRESETS["resample_keep_best"], return_to=step, limit=self.attempts - 1, utility=self.utility
         )

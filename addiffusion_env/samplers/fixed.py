@@ -79,10 +79,10 @@ class ConstantStop(BaseSampler):
         Raises:
             ConfigError: when the schedule ends before the stop.
         """
-        if self.steps >= base.steps:
+        if self.steps >= base.length:
             raise ConfigError(
-                f"{self.name} never stops on a schedule of {base.steps} steps",
-                f"use stop:0 to stop:{base.steps - 1}, or fixed:{self.steps}",
+                f"{self.name} never stops on a schedule of {base.length} evaluations",
+                f"use stop:0 to stop:{base.length - 1}, or fixed:{self.steps}",
             )
         return every_step(base)
 

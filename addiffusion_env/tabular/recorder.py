@@ -82,6 +82,8 @@ class Recorder:
     def identity(self) -> dict[str, Any]:
         """Everything a table depends on except its images; shards of another identity are not reused."""
         process = asdict(self.process)
+        for name in self.process.not_identity:
+            process.pop(name)
         for name in ("utility", "limit", "margin", "first_step"):  # a recording does not depend on these
             process["refine"].pop(name)
         return identity_of(
@@ -290,7 +292,7 @@ def recorder_of(settings: EnvSettings, attempts: int) -> Recorder:
     return Recorder(
         backbone,
         load_scorers(backbone, settings.scorers),
-        settings.process(backbone.capabilities, backbone.name),
+        settings.process(backbone.capabilities, backbone.name).counted(backbone),
         attempts,
         halve=settings.halve_lanes,
         faults=FaultCount(settings.max_faults),

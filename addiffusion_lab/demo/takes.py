@@ -21,7 +21,7 @@ from addiffusion_env.envs.settings import EnvSettings
 from addiffusion_env.errors import ConfigError
 from addiffusion_env.prompts import Prompt
 from addiffusion_env.samplers import make_sampler
-from addiffusion_env.samplers.base import BaseSampler
+from addiffusion_env.samplers.base import BaseSampler, placed
 from addiffusion_env.samplers.traits import Traits
 from addiffusion_env.scorers import SCORERS
 from addiffusion_env.scorers.image_scores import GeneratedImage, ImageScores, NoScorers, to_pixels
@@ -150,7 +150,7 @@ class Studio:
         """The image of a sampler without learning (``"fixed:6"``), in the same way."""
         sampler = make_sampler(spec)
         sampler.bind(self.pipe.backbone, self.pipe.scorers)
-        yield from self._roll(spec, sampler, sampler.process(self._fixed), prompt, seed)
+        yield from self._roll(spec, sampler, placed(sampler, self._fixed, self.pipe.backbone), prompt, seed)
 
     def _roll(self, name: str, sampler: Any, process: ProcessConfig, prompt: Prompt, seed: int) -> Iterator[Take]:
         backbone = self.pipe.backbone

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from zoo.compare import two_lines
 
 from addiffusion_env import AdaptivePipeline
-from addiffusion_env.errors import AdDiffusionError
+from addiffusion_env.errors import AdDiffusionError, ConfigError
 
 TEXTS = ["a photo of a dog", "a photo of a red cup", "a photo of two cats"]
 
@@ -54,9 +55,18 @@ def test_stop_and_oracle():
     assert AdaptivePipeline.from_pretrained("emoji", policy="oracle").sampler.name == "oracle_stop:preference"
 
 
+def test_prompt_as_diffusers_names_it(pipe):
+    named = pipe(prompt=TEXTS[:2], seeds=[1, 2], output_type="np").images
+    np.testing.assert_array_equal(named, pipe(TEXTS[:2], seeds=[1, 2], output_type="np").images)
+    [streamed] = pipe.stream(prompt=TEXTS[0], seeds=1, output_type="np")
+    np.testing.assert_allclose(streamed.image, named[0], atol=1 / 255 + 1e-6)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ({}, "prompts must be text or a list of texts, got NoneType"),
+        ({"prompts": "a dog", "prompt": "a cat"}, "takes no arguments of a pipeline's call, got prompt"),
         ({"prompts": 7}, "prompts must be text or a list of texts, got int"),
         ({"prompts": ["a dog", 7]}, "a prompt must be a string or a Prompt, got int"),
         ({"prompts": ["a dog"], "seeds": [0.5]}, "a seed must be a whole number, got float"),
@@ -81,6 +91,44 @@ def test_stop_and_oracle():
 def test_bad_calls(pipe, arguments, message):
     with pytest.raises(AdDiffusionError, match=message):
         pipe(**arguments)
+
+
+WRONG_NUMBERS = [
+    ({"target_nfe": "3"}, "target_nfe must be float or null, got '3'"),
+    ({"target_nfe": float("nan")}, "target_nfe must be float or null, got nan"),
+    ({"target_nfe": 0}, "target_nfe must be above 0, got 0"),
+    ({"cost_per_nfe": "a"}, "cost_per_nfe must be float or null, got 'a'"),
+    ({"cost_per_nfe": -0.1}, "cost_per_nfe must be at least 0, got -0.1"),
+    ({"cost_per_nfe": float("inf")}, "cost_per_nfe must be finite, got inf"),
+    ({"num_images_per_prompt": "2"}, "num_images_per_prompt must be int, got '2'"),
+]
+
+
+@pytest.mark.parametrize(("numbers", "message"), WRONG_NUMBERS)
+def test_numbers_of_a_call_and_a_stream(numbers, message):
+    pipe = AdaptivePipeline.from_pretrained("emoji")
+    for called in (pipe, pipe.stream):
+        with pytest.raises(ConfigError, match=message) as error:
+            called("a dog", **numbers)
+        two_lines(error.value)
+
+
+@pytest.mark.parametrize("name", ["max_lanes", "decode_batch"])
+@pytest.mark.parametrize(("value", "message"), [("3", "int, got '3'"), (0, "at least 1, got 0"), (1.5, "int, got 1.5")])
+def test_numbers_of_lanes(pipe, name, value, message):
+    made = [lambda **numbers: pipe.stream("a dog", **numbers)]
+    if name == "max_lanes":
+        made += [lambda **lanes: AdaptivePipeline(pipe.backbone, "fixed:2", **lanes)]
+        made += [lambda **lanes: AdaptivePipeline.from_pretrained("no such policy", **lanes)]
+    for make in made:
+        with pytest.raises(ConfigError, match=f"{name} must be {message}") as error:
+            make(**{name: value})
+        two_lines(error.value)
+
+
+def test_numbers_of_numpy(pipe):
+    out = pipe("a dog", num_images_per_prompt=np.int64(2), output_type="np")
+    np.testing.assert_array_equal(out.images, pipe("a dog", num_images_per_prompt=2, output_type="np").images)
 
 
 def test_unknown_policy_or_backbone():

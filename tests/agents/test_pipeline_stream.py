@@ -143,8 +143,8 @@ def test_what_is_wrong_on_the_way_is_said_by_the_iterator(pipe):
     assert [image.seed for image in pipe.stream(iter(texts(2)), seeds=np.array([4, 5]), ordered=True)] == [4, 5]
     with pytest.raises(PromptError):
         list(pipe.stream(iter(["a dog", "word " * 100])))
-    with pytest.raises(ConfigError, match="max_lanes must be at least 1, got 0"):
-        list(pipe.stream(["a dog"], max_lanes=0))
+    with pytest.raises(ConfigError, match="takes no argument height\n  -> give arguments of the pipeline where"):
+        pipe.stream(["a dog"], height=16)
     assert list(pipe.stream(iter([]))) == []
 
 
@@ -234,6 +234,11 @@ def test_what_a_callback_may_not_change(pipe, name):
     with pytest.raises(ConfigError, match=f"callback_on_step_end set {name} of the pipeline, which would not take"):
         pipe("a dog", callback_on_step_end=lambda adaptive, *_: setattr(adaptive, name, 0))
     assert not hasattr(pipe, name)
+
+
+def test_a_callback_may_keep_attributes_of_its_own(pipe):
+    pipe("a dog", callback_on_step_end=lambda adaptive, *_: setattr(adaptive, "_count", 1))
+    assert vars(pipe).pop("_count") == 1
 
 
 def test_callbacks_of_diffusers_are_refused(pipe):

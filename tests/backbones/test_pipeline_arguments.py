@@ -79,6 +79,50 @@ def test_another_attempt_leaves_a_generator_alone():
     assert torch.equal(mine.get_state(), own.get_state())
 
 
+# Seeds beside a generator or latents.
+
+
+@pytest.mark.parametrize("policy", ["continue", "stop:2", "checked_attempts:0,0.5,1"])
+def test_seeds_that_a_generator_leaves_without_effect_are_refused(euler, policy):
+    adaptive = AdaptivePipeline(euler[1].backbone, policy)
+    prompt = replace(Prompt.of(PROMPT), arguments={"generator": seeded()})
+    for made in (lambda: adaptive(PROMPT, seeds=7, generator=seeded()), lambda: list(adaptive.stream(prompt, seeds=7))):
+        with pytest.raises(ConfigError, match="seeds would not take effect: the generator draws all noise") as error:
+            made()
+        two_lines(error.value)
+    assert len(adaptive(PROMPT, generator=seeded()).images) == len(list(adaptive.stream(prompt))) == 1
+
+
+def test_seeds_of_new_attempts_beside_a_generator(euler):
+    process = replace(euler[1].process, refine=REFINE_PRESETS["resample"])
+    again = AdaptivePipeline(euler[1].backbone, Again(), process)
+    one, two = (again(PROMPT, seeds=seed, generator=seeded(), output_type="pt").images[0] for seed in (0, 1))
+    assert difference(one, two) > 0.005
+
+
+@pytest.mark.parametrize(("kind", "read"), [("EulerAncestralDiscreteScheduler", True), ("DDIMScheduler", False)])
+def test_seeds_beside_latents_decide_the_noise_of_steps(kind, read):
+    pipe = ZOO["sd15"]()
+    pipe.scheduler = getattr(diffusers, kind)(**BETAS)
+    adaptive, latents = wrapped(pipe, SD), torch.randn(1, 4, 8, 8, generator=seeded())
+    one, two = (adaptive(PROMPT, seeds=seed, latents=latents, output_type="pt").images[0] for seed in (0, 1))
+    assert (difference(one, two) > 0.005) == read
+
+
+@pytest.mark.parametrize("where", ["wrapped", "called"])
+def test_a_new_attempt_beside_latents_is_another_image(where):
+    """It is the attempt of the same seed without them; from the given ones every attempt would be the same image."""
+    latents = {"latents": torch.randn(1, 4, 8, 8, generator=seeded())}
+    plain = wrapped(ZOO["sd15"](), {**SD, **latents} if where == "wrapped" else SD)
+    process = replace(plain.process, refine=REFINE_PRESETS["resample"])
+    again = AdaptivePipeline(plain.backbone, Again(), process)
+    called = latents if where == "called" else {}
+    made, first = (adaptive(PROMPT, output_type="pt", **called).images[0] for adaptive in (again, plain))
+    assert difference(made, first) > 0.005
+    wanted = AdaptivePipeline(wrapped(ZOO["sd15"](), SD).backbone, Again(), process)(PROMPT, output_type="pt").images[0]
+    assert difference(made, wanted) <= ROUNDING
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_generator_on_a_gpu():
     pipe = ZOO["sd15"]().to("cuda")
@@ -96,6 +140,12 @@ def test_a_generator_on_a_gpu():
 def test_a_generator_of_two_images_is_refused(euler, generators, images):
     with pytest.raises(ConfigError, match=r"generators? for \d images: an image would depend on previous") as error:
         euler[1]([PROMPT, OTHER], generator=generators(seeded()), num_images_per_prompt=images)
+    two_lines(error.value)
+
+
+def test_a_generator_of_every_image_is_refused():
+    with pytest.raises(ConfigError, match="one generator for every image: an image would depend on previous") as error:
+        wrapped(ZOO["sd15"](), {**SD, "generator": seeded()})
     two_lines(error.value)
 
 
@@ -192,6 +242,29 @@ def test_without_prompts_nothing_is_called():
         adaptive([], num_inference_steps=6)
 
 
+def test_a_stop_after_the_end_of_a_schedule_from_its_middle_is_refused():
+    adaptive = wrapped(ZOO["sd15_img2img"](), {"image": noise(0), "num_inference_steps": 10}, "stop:3")
+    assert adaptive(PROMPT, strength=0.4).nfe.tolist() == [4]
+    with pytest.raises(ConfigError, match="stop:3 never stops on a schedule of 3 evaluations") as error:
+        adaptive(PROMPT, strength=0.3)
+    two_lines(error.value)
+
+
+@pytest.mark.parametrize(("kind", "rest"), [("HeunDiscreteScheduler", 2), ("KDPM2DiscreteScheduler", 3)])
+def test_an_early_exit_of_a_second_order_schedule(kind, rest):
+    """60 % of the 19 evaluations of ten steps, and what the early exit takes for the rest."""
+    pipe = ZOO["sd15"]()
+    pipe.scheduler = getattr(diffusers, kind)(**BETAS)
+    adaptive = wrapped(pipe, {**SD, "num_inference_steps": 10}, "checked_attempts:0,0.6,1")
+    assert adaptive.process.decide_at == (11,) and adaptive.process.steps == 10
+    assert adaptive(PROMPT).nfe.tolist() == [11 + 3]
+    assert adaptive(PROMPT, num_inference_steps=5).nfe.tolist() == [5 + rest]  # of nine
+    plain = AdaptivePipeline(adaptive.backbone, "continue")
+    assert plain(PROMPT).nfe.tolist() == [19] and plain.process.decision_steps == tuple(range(1, 19))
+    assert AdaptivePipeline(adaptive.backbone, "fixed:3").process.evaluations is None
+    assert AdaptivePipeline(adaptive.backbone, "stop:12")(PROMPT).actions == [[0] * 12 + [1]]
+
+
 def test_a_new_attempt_of_a_schedule_from_its_middle():
     plain = wrapped(ZOO["sd15_img2img"](), {"image": noise(0), "num_inference_steps": 10, "strength": 0.5})
     process = replace(plain.process, refine=replace(REFINE_PRESETS["resample"], return_to=6))
@@ -210,6 +283,12 @@ def test_an_argument_of_a_prompt_is_checked(euler):
     prompt = replace(Prompt.of(PROMPT), arguments={"heigth": 24})
     with pytest.raises(ConfigError, match=r"has no argument 'heigth'\n.*did you mean 'height'"):
         list(euler[1].stream([prompt]))
+
+
+def test_steps_of_a_prompt_alone_are_refused(euler):
+    prompt = replace(Prompt.of(PROMPT), arguments={"num_inference_steps": 2})
+    with pytest.raises(ConfigError, match="num_inference_steps=2 of a prompt would not take effect: all images take 4"):
+        euler[1](prompt)
 
 
 # Images.

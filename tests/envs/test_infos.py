@@ -1,13 +1,19 @@
 """Infos have fixed keys, shapes and types from reset to the end, so that any client's buffer can store them."""
 
+from dataclasses import replace
+
+import diffusers
 import gymnasium as gym
 import numpy as np
 import pytest
+from zoo import ZOO
 
+from addiffusion_env.backbones.pipeline_backbone import PipelineBackbone
 from addiffusion_env.engine.process import ProcessConfig
 from addiffusion_env.envs.env import AdDiffusionEnv
 from addiffusion_env.envs.settings import refine_config
 from addiffusion_env.envs.vector_env import AdDiffusionVectorEnv
+from addiffusion_env.tabular.mdp import Transitions
 
 CHEAP = {"steps": 3, "early_exit_steps": 0, "guidance_scale": 1.0}
 KINDS = {
@@ -75,6 +81,30 @@ def test_a_trace_holds_the_longest_episode():
             masks = env.action_masks()
             over = env.step(2 if masks[2] else 0 if masks[0] else 1)[2]
         assert 0 < len(env.episodes.lane(0).actions) <= process.longest_episode
+
+
+class Pipeline(PipelineBackbone):
+    """A pipeline whose images are scored without a download."""
+
+    traits = replace(PipelineBackbone.traits, scorers="addiffusion_env.scorers.emoji:EmojiScorers")
+
+
+@pytest.mark.parametrize(("kind", "evaluations"), [("HeunDiscreteScheduler", 5), ("PNDMScheduler", 4)])
+def test_a_trace_of_more_evaluations_than_steps(kind, evaluations):
+    """Second-order schedulers and diffusers' PNDM, the one that SD 1.5 comes with, evaluate more often than steps."""
+    pipe = ZOO["sd15"]()
+    pipe.scheduler = getattr(diffusers, kind).from_config(pipe.scheduler.config, skip_prk_steps=True)
+    backbone = Pipeline(pipe, {"height": 64, "width": 64})
+    env = AdDiffusionEnv(backbone=backbone, steps=3, refine="off")
+    env.reset(seed=0, options={"prompt": "a dog"})
+    over = False
+    while not over:
+        _, _, over, _, info = env.step(0)
+    assert info["action_trace"].tolist() == [0] * evaluations and info["nfe"] == evaluations
+    again = {"refine": {"preset": "resample_keep_best", "return_to": 0}, "check_finished": True}
+    process = replace(env.episodes.settings, **again).process(backbone.capabilities, backbone.name).counted(backbone)
+    places = 2 * (evaluations - 1) + 2  # an early exit from each decision, the start's and the end
+    assert Transitions.of(backbone, process).legal.shape[1] == places + 1
 
 
 def test_buffers_made_from_the_first_info_hold_all():

@@ -99,6 +99,9 @@ def test_variant_and_uid_change_with_what_matters():
     sampler, process = make_sampler("fixed:8"), ProcessConfig()
     variant = variant_of(sampler, "emoji", process)
     assert variant == variant_of(make_sampler("fixed:8"), "emoji", ProcessConfig())
+    assert variant == variant_of(
+        sampler, "emoji", ProcessConfig(evaluations=39)
+    )  # the backbone's scheduler decides them
     others = [
         variant_of(make_sampler("fixed:9"), "emoji", process),
         variant_of(sampler, "sd15", process),

@@ -44,7 +44,7 @@ def test_a_constant_stop_lands_as_the_process_does(emoji, scorers, prompts):
     (episode,) = make("stop:2", emoji, scorers, prompts[:1])
     assert episode.lane.actions == (0, 0, 1)
     assert 2 < episode.lane.nfe <= 6
-    with pytest.raises(ConfigError, match="never stops on a schedule of 6 steps"):
+    with pytest.raises(ConfigError, match="never stops on a schedule of 6 evaluations"):
         make_sampler("stop:6").process(BASE)
 
 

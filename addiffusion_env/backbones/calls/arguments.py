@@ -65,7 +65,7 @@ class PipelineArguments:
 
         Raises:
             CapabilityError: for an object that is not a pipeline with prompts and steps.
-            ConfigError: for an unknown argument, or one that the engine sets itself.
+            ConfigError: for an unknown argument, one that the engine sets itself, or a generator.
         """
         name = type(pipe).__name__
         if not callable(pipe) or not hasattr(pipe, "components") or getattr(pipe, "scheduler", None) is None:
@@ -83,6 +83,11 @@ class PipelineArguments:
                 )
         made = cls(pipe, parameters, dict(given))
         made.check(given)
+        if given.get("generator") is not None:
+            raise ConfigError(
+                "one generator for every image: an image would depend on previous images",
+                "pass generator= in the call, or seeds=",
+            )
         return made
 
     def check(self, given: Mapping[str, Any]) -> None:
@@ -147,10 +152,17 @@ class PipelineArguments:
         """The arguments of one image's call.
 
         Raises:
-            ConfigError: see :meth:`check`, for ``more``.
+            ConfigError: see :meth:`check`, for ``more``; and for another number of steps in it.
         """
-        self.check(more or {})
-        found = {**self.given, **(more or {})}
+        more = more or {}
+        self.check(more)
+        own = more.get("num_inference_steps", steps)
+        if own != steps and all(more.get(name) is None for name in STEP_LISTS):
+            raise ConfigError(
+                f"num_inference_steps={own} of a prompt would not take effect: all images take {steps} steps",
+                "give it to the call of AdaptivePipeline, or as steps= of the environment",
+            )
+        found = {**self.given, **more}
         if prompt is not None and found.get("prompt_embeds") is None:
             found["prompt"] = prompt
         found["num_inference_steps"] = steps

@@ -49,6 +49,12 @@ class CallRequest:
             waiting[:] = [call for call in waiting if call.thread == here]
         return waiting
 
+    def draw_again(self, generator: torch.Generator) -> None:
+        """Other noise in place of ``latents`` that the user gave, from which every attempt would be the same image."""
+        given = self.arguments.get("latents")
+        if given is not None:
+            self.arguments["latents"] = torch.randn(given.shape, generator=generator).to(given)
+
     def advance(self, before: Mapping[str, Any] | None, after: Mapping[str, Any] | None) -> None:
         """Advances the user's generator by one step's noise, if the lane was where that generator is.
 
