@@ -79,7 +79,9 @@ def test_parse_inverts_the_grammar(scenes: list[Scene]) -> None:
 
 @pytest.mark.parametrize("task", TASKS)
 def test_scenes_of_a_task_are_of_that_task(task: str) -> None:
-    drawn, layouts = sample_scenes(200, seed=3, task=task)
+    rng = np.random.default_rng(3)
+    drawn = [sample_scene(rng, task) for _ in range(200)]
+    layouts = [layout(scene, rng) for scene in drawn]
     assert {scene.task for scene in drawn} == {task}
     assert {task_of(scene.groups, scene.relation) for scene in drawn} == {task}
     assert [int((rows[:, 0] >= 0).sum()) for rows in layouts] == [scene.object_count for scene in drawn]
