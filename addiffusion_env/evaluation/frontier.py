@@ -26,13 +26,13 @@ class FrontierGain:
 
     Attributes:
         gain: mean quality above the frontier, with a paired bootstrap interval over prompts that also covers the
-            sampling error of both costs.
+            sampling error of both costs, and both sides of a kink that the cost may be at.
         cost: the sampler's mean cost.
         frontier: the frontier's quality at that cost.
         between: the two samplers of the mixture (twice the same one beyond an end).
         reached: whether the frontier reaches this cost; beyond its most expensive sampler that one is used. Below its
             cheapest, that one is used at its own, higher cost.
-        p: two-sided bootstrap p of the null hypothesis that the gain is 0.
+        p: two-sided bootstrap p of the null hypothesis that the gain is 0, on whichever side of a kink.
     """
 
     gain: Interval
@@ -119,8 +119,7 @@ def gains(
         drawn = draws[first : first + len(own)]
         first += len(own)
         bounds = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2], axis=1)
-        row = int(bounds[0].argmin())
-        gain = Interval(float(own[row].mean()), float(bounds[0, row]), float(bounds[1, row]), level, every.shape[1])
+        gain = Interval(float(own[0].mean()), float(bounds[0].min()), float(bounds[1].max()), level, every.shape[1])
         mean_c, at = pairing.costs.mean(1), float(pairing.cost.mean())
         hull = upper_hull(mean_c, pairing.qualities.mean(1))
         around = [pairing.names[hull[k]] for k in np.flatnonzero(mixture(mean_c[hull], at))]
@@ -131,7 +130,7 @@ def gains(
                 frontier=float(pairing.quality.mean() - gain.estimate),
                 between=(around[0], around[-1]),
                 reached=at <= 1.01 * float(mean_c.max()),  # 1 % above the most expensive one is accepted
-                p=bootstrap_p(drawn[row]),
+                p=bootstrap_p(drawn),
             )
         )
     return found
@@ -140,10 +139,11 @@ def gains(
 def _lines(pairing: Pairing) -> np.ndarray:
     """(L, P) each prompt's contribution to the gain over each frontier line that may apply at the sampler's cost.
 
+    The first line is the one at the sampler's own mean cost, which the estimate is about.
     Between two samplers of the hull the line's slope converts a prompt's surplus of cost into quality. The frontier
     has a kink at each of its samplers. If the sampler's cost equals that of one of them within sampling error, the data
     cannot tell the side of the kink, and using the side seen in the sample is biased in favour of the sampler (7.7 %
-    false positives instead of 2.5). Then both lines are tried, and the comparison with the lowest bound counts.
+    false positives instead of 2.5). Then both lines are tried: a gain is shown, or ruled out, only if it is over each.
     """
     mean_c, mean_q = pairing.costs.mean(1), pairing.qualities.mean(1)
     hull = upper_hull(mean_c, mean_q)

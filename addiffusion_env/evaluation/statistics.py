@@ -242,13 +242,17 @@ def bootstrap_p(draws: np.ndarray) -> float:
 
     Twice the share of draws on the less frequent side of 0, zeros counted on both sides, one draw added to each
     (Davison and Hinkley 1997, section 4.4): it is below alpha where the percentile interval of level 1 - alpha excludes
-    0.
+    0. Of (statistics, resamples) draws, p of the null hypothesis that any of the statistics is 0 or that they differ in
+    sign: an intersection-union test (Berger 1982).
 
     >>> bootstrap_p(np.array([0.1, 0.2, -0.1])), bootstrap_p(np.zeros(9))
     (1.0, 1.0)
+    >>> bootstrap_p(np.array([[0.1] * 99, [0.2] * 99])), bootstrap_p(np.array([[0.1] * 99, [-0.1] * 99]))
+    (0.02, 1.0)
     """
-    rarer = min(int((draws <= 0).sum()), int((draws >= 0).sum()))
-    return min(1.0, 2 * (rarer + 1) / (len(draws) + 1))
+    each = np.atleast_2d(draws)
+    rarer = min(int((each <= 0).sum(axis=1).max()), int((each >= 0).sum(axis=1).max()))
+    return min(1.0, 2 * (rarer + 1) / (each.shape[1] + 1))
 
 
 def paired_share_score(first_only: int, second_only: int, prompts: int, difference: float) -> float:

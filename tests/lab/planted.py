@@ -87,6 +87,15 @@ def at_a_corner(draw, prompts, gain):
     return table({POLICY: own < 0.75 + gain, **correct}, {POLICY: spent, **nfe})
 
 
+def before_the_last(draw, prompts, gain):
+    """H2 just before the most expensive of the frontier: fixed:7 correct on .5, fixed:8 on .9; the policy on ``gain`` more
+    than their mixture at its own 7.7 NFE, which a few hundred prompts cannot tell from 8."""
+    place = draw.random(prompts)
+    correct = {"fixed:7": place < 0.5, "fixed:8": place < 0.9, POLICY: draw.random(prompts) < 0.78 + gain}
+    spent = np.where(draw.random(prompts) < 0.5, 9.7, 5.7)
+    return table(correct, {POLICY: spent, "fixed:7": np.full(prompts, 7.0), "fixed:8": np.full(prompts, 8.0)})
+
+
 def records(images):
     """A table's records by sampler, one image per prompt."""
     return {

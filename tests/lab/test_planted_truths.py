@@ -105,6 +105,11 @@ def test_h2_at_a_bend_of_the_frontier():
     assert found["supported"] >= 0.95
 
 
+def test_h2_does_not_rule_out_a_gain_by_the_wrong_side_of_a_bend():
+    found = outcomes("H2", lambda draw: planted.before_the_last(draw, 200, 0.15), 100, kinds=("fixed",))
+    assert found["not supported"] <= 0.025 + slack(0.025, 100)
+
+
 @pytest.mark.slow
 def test_h2_takes_more_than_beating_three_of_four_kinds():
     """The policy is far above fixed steps, rule and best-of-n, and on a par with threshold-resample."""
@@ -156,6 +161,12 @@ def gains(make, runs):
 def test_a_reported_gain_is_rarely_above_zero_without_one(make):
     above = [found.gain.low > 0 for found in gains(lambda draw: make(draw, 100, 0.0), 150)]
     assert np.mean(above) <= 0.025 + slack(0.025, 150)
+
+
+def test_the_interval_of_a_reported_gain_holds_the_truth_beside_a_bend():
+    found = list(gains(lambda draw: planted.before_the_last(draw, 200, GAIN), 150))
+    assert np.mean([result.gain.low <= GAIN <= result.gain.high for result in found]) >= 0.95 - slack(0.95, 150)
+    assert np.mean([result.gain.estimate for result in found]) == pytest.approx(GAIN, abs=0.02)
 
 
 @pytest.mark.slow
