@@ -66,7 +66,7 @@ def main() -> None:
         setup = make_setup(name, chosen, device)
         chosen.json = None if path is None else path.with_name(f"{path.stem}-{name}{path.suffix}")
         with mock.patch.object(episodes, "load_scorers", return_value=setup.scorers):
-            run_setup(setup, chosen, chosen.samplers)
+            run_setup(setup, chosen, chosen.samplers or ())
         del setup
         gc.collect()
         if device.type == "cuda":

@@ -45,7 +45,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--arms", nargs="*", default=list(ARMS), metavar="ARM", help=f"of {', '.join(ARMS)}")
     parser.add_argument(
-        "--samplers", "--methods", nargs="*", default=[], metavar="SPEC", help="fixed:50, policy:emoji, best_of:3x4"
+        "--samplers",
+        "--methods",
+        nargs="*",
+        default=None,
+        metavar="SPEC",
+        help="fixed:50, policy:emoji, best_of:3x4 ...; default: the backbone's shipped policy; none where left empty",
     )
     parser.add_argument("--images", type=count, default=None, help="images in a sampler's queue; default: two per lane")
     parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu time is reproducible on a shared machine")

@@ -19,7 +19,8 @@ def run_named(chosen: argparse.Namespace) -> None:
     """Measures a registered backbone with its default weights.
 
     Raises:
-        ConfigError: for ``--instant`` with a backbone that is not embedded in the package, or a wrong ``--load``.
+        ConfigError: for ``--instant`` with a backbone that is not embedded in the package, a wrong ``--load``, or
+            nothing to measure.
     """
     if chosen.instant and not traits_of(chosen.backbone).embedded:
         raise ConfigError(
@@ -31,7 +32,11 @@ def run_named(chosen: argparse.Namespace) -> None:
         raise ConfigError(
             f"--instant replaces networks of torch, got --load {' '.join(chosen.load)}", "leave backbone_options out"
         )
-    samplers = chosen.samplers or [f"policy:{name}" for name in shipped() if name == chosen.backbone]
+    samplers = chosen.samplers
+    if samplers is None:
+        samplers = [f"policy:{name}" for name in shipped() if name == chosen.backbone]
+    if not samplers and not chosen.arms:
+        raise ConfigError("nothing to measure: neither --arms nor --samplers names anything", "leave one of them out")
     if chosen.against is not None:
         return run_against(chosen, samplers, load)
     setup = make_setup(chosen.backbone, chosen.lanes[0], chosen.steps, chosen.preview_every, chosen.images, **load)

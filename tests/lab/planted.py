@@ -88,8 +88,10 @@ def at_a_corner(draw, prompts, gain):
 
 
 def before_the_last(draw, prompts, gain):
-    """H2 just before the most expensive of the frontier: fixed:7 correct on .5, fixed:8 on .9; the policy on ``gain`` more
-    than their mixture at its own 7.7 NFE, which a few hundred prompts cannot tell from 8."""
+    """H2 just before the frontier's end: fixed:7 and 8 correct on .5 and .9, the policy ``gain`` above their mixture.
+
+    Its own 7.7 NFE scatter so much that a few hundred prompts cannot tell them from 8.
+    """
     place = draw.random(prompts)
     correct = {"fixed:7": place < 0.5, "fixed:8": place < 0.9, POLICY: draw.random(prompts) < 0.78 + gain}
     spent = np.where(draw.random(prompts) < 0.5, 9.7, 5.7)

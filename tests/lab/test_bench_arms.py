@@ -154,3 +154,16 @@ def test_the_json_has_the_tables_numbers(tmp_path, setup, capsys):
     assert [row["lanes"] for row in found["rows"]] == [1, 2] and found["clock"] == "wall"
     out = capsys.readouterr().out
     assert all(f"{row.ms:.1f}" in out for row in rows)
+
+
+def test_an_empty_list_of_samplers_is_none_and_not_the_shipped_policy(capsys):
+    from addiffusion_env.__main__ import main
+
+    small = ["bench", "--lanes", "1", "--steps", "2", "--rounds", "1"]
+    main([*small, "--arms", "bare", "--samplers"])
+    assert [line.split(" |")[0] for line in capsys.readouterr().out.splitlines() if line.startswith("| ")][2:] == [
+        "| bare denoiser loop"
+    ]
+    with pytest.raises(SystemExit):
+        main([*small, "--arms", "--samplers"])
+    assert "nothing to measure" in capsys.readouterr().err
