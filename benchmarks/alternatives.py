@@ -183,7 +183,7 @@ def main() -> None:
     ours = [arm for arm in arms if arm.ours]
     rows = []
     for arm in arms:
-        right = share_interval(np.array(arm.correct, dtype=float), np.random.default_rng(0))
+        right = share_interval(np.array(arm.correct, dtype=float))
         shown = f"{right.estimate:.3f} [{right.low:.3f}, {right.high:.3f}]"
         equal = "" if arm.ours or arm.share < 1 else at_equal_share(arm, ours)
         rows.append((arm.name, str(len(arm.correct)), f"{arm.speed:.2f}", shown, equal))

@@ -95,7 +95,7 @@ def _comparison(summary: Summary, manifest: Manifest) -> Section:
         "Side by side",
         (
             f"{prompts} prompts, {seeds} seed{'s' if seeds != 1 else ''} each, backbone {manifest.backbone}. "
-            "Means over prompts with 95 % intervals: Wilson's for correctness with one seed, bootstrap otherwise. "
+            "Means over prompts with 95 % intervals: Wilson's for correctness, bootstrap otherwise. "
             "One guided evaluation counts 1 NFE; attempts, early exits and refinements are included. "
             "Correctness is judged by rules on the output of a detector that no reward uses; some samplers select "
             "by preference, so preference decides no claim alone. "
@@ -169,7 +169,8 @@ def _differences(summary: Summary) -> Section:
     )
     head = ("against", summary.primary, "preference", "NFE", "seconds", "p (Wilcoxon)", "p (Holm)")
     parts: list[str | Table | Figure] = [
-        f"{summary.focus} minus each other sampler, paired by prompt and seed: mean and 95 % bootstrap interval. "
+        f"{summary.focus} minus each other sampler, paired by prompt and seed: mean and 95 % interval, Tango's "
+        "score interval for correctness, bootstrap otherwise. "
         "* is below .05 after Holm's adjustment over this table. A large p is no evidence of equality.",
         Table(head, rows),
     ]

@@ -1,10 +1,7 @@
 """Statistics over prompts: paired, with explicit random generators; scipy and statsmodels do the work.
 
 The unit is the prompt (its mean over seeds). Every array is (P,), one entry per prompt, paired by position.
-
-Paired shares against a margin: T. Tango, Equivalence test and confidence interval for the difference in proportions for
-the paired-sample design, Statistics in Medicine 17 (1998) 891-908, equations 7 to 12: it stays valid when few prompts
-differ.
+Paired shares are compared by Tango's score (:mod:`.tango`), which stays valid when few prompts differ.
 """
 
 from __future__ import annotations
@@ -17,6 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from addiffusion_env.errors import ConfigError, MissingPackageError
+from addiffusion_env.evaluation.tango import effective_counts, paired_share_score, score_bounds
 
 
 def checked(values: np.ndarray, least: int = 1) -> np.ndarray:
@@ -51,9 +49,11 @@ def differences(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     return first - second
 
 
-def binary(*arrays: np.ndarray) -> bool:
-    """Whether every value is 0 or 1."""
-    return all(bool(np.isin(values, (0.0, 1.0)).all()) for values in arrays)
+def shares(*arrays: np.ndarray) -> bool:
+    """Whether values are verdicts or their means over seeds: all in [0, 1], some at an end or equal for a prompt."""
+    values = np.stack(arrays)
+    inside = bool(values.min() >= 0 and values.max() <= 1)
+    return inside and bool(np.isin(values, (0.0, 1.0)).any() or (len(values) > 1 and (values == values[0]).all(0).any()))
 
 
 def constant(values: np.ndarray) -> bool:
@@ -151,7 +151,7 @@ class MarginTest:
 
     Attributes:
         difference: mean of first minus second with the (1 - 2 alpha) interval that belongs to the test: Tango's score
-            interval where every value is 0 or 1, Student's otherwise.
+            interval for shares, Student's otherwise.
         margin: in the measure's units; chosen before the data were seen.
         p: of the null hypothesis that the difference lies outside the margin.
         holds: whether p is below alpha, which is the same as the interval lying inside the margin.
@@ -179,11 +179,11 @@ class Adjusted:
 
 
 def mean_interval(values: np.ndarray, rng: np.random.Generator, level: float = 0.95, resamples: int = 5000) -> Interval:
-    """The mean over prompts with its percentile bootstrap interval.
+    """The mean over prompts with its percentile bootstrap interval, which has no width where all values are equal.
 
-    Paired differences of verdicts are mostly 0 with a few -1 and 1. On such data the percentile interval has better
-    coverage than the bias-corrected and accelerated one (.925 against .905 of 200 samples of 24 prompts with
-    truth .08, .945 against .94 with 512), so it is used throughout.
+    For verdicts there are :func:`share_interval` and :func:`paired_interval`. On values that are mostly 0 the percentile
+    interval has better coverage than the bias-corrected and accelerated one (.925 against .905 of 200 samples of 24
+    prompts with truth .08, .945 against .94 with 512), so it is used throughout.
 
     Raises:
         ConfigError: without any value.
@@ -202,24 +202,42 @@ def mean_interval(values: np.ndarray, rng: np.random.Generator, level: float = 0
 def paired_interval(
     first: np.ndarray, second: np.ndarray, rng: np.random.Generator, level: float = 0.95, resamples: int = 5000
 ) -> Interval:
-    """Mean of ``first - second`` over prompts with its bootstrap interval: prompts are resampled as pairs."""
+    """Mean of ``first - second`` over prompts: Tango's score interval for shares, the bootstrap's otherwise.
+
+    Verdicts often differ on few prompts, or on none. There a bootstrap of the differences knows no others: that of 20
+    prompts without a difference is [0, 0], whatever the truth.
+    """
+    if shares(*pair(first, second)):
+        return paired_share_interval(first, second, level)
     return mean_interval(differences(first, second), rng, level, resamples)
 
 
-def share_interval(values: np.ndarray, rng: np.random.Generator, level: float = 0.95) -> Interval:
-    """A share with its interval: Wilson's where every prompt is 0 or 1, the bootstrap's where seeds were averaged.
+def share_interval(values: np.ndarray, level: float = 0.95) -> Interval:
+    """A share with Wilson's interval, which stays valid near 0 and 1, where a bootstrap of equal values has no width.
 
-    Wilson's interval stays valid near 0 and 1, where a bootstrap of equal values has no width.
+    Where seeds were averaged it is that of as many prompts of 0 or 1 as have the same mean and variance.
+
+    Raises:
+        ConfigError: when a value lies outside of [0, 1].
     """
     values = checked(values)
-    if not binary(values):
-        return mean_interval(values, rng, level)
-    low, high = statsmodels("stats.proportion").proportion_confint(
-        int(values.sum()), len(values), alpha=1 - level, method="wilson"
-    )
+    if values.min() < 0 or values.max() > 1:
+        raise ConfigError("a share needs values in [0, 1]", "use mean_interval")
     share = float(values.mean())
+    # By the correct ones and by the wrong ones, whose sizes may differ where seeds were averaged; equal otherwise.
+    (low, high), (least, most) = _wilson(values, level), _wilson(1 - values, level)
     # At 0 and 1 Wilson's bounds exclude the share by rounding error, and an error bar must not be negative.
-    return Interval(share, min(float(low), share), max(float(high), share), level, len(values))
+    return Interval(share, max(0.0, min(low, 1 - most, share)), min(1.0, max(high, 1 - least, share)), level, len(values))
+
+
+def _wilson(values: np.ndarray, level: float) -> tuple[float, float]:
+    """Wilson's bounds of the mean of values in [0, 1], in the unit of :func:`.effective_counts`."""
+    above, _, unit = effective_counts(values)
+    z, n = float(scipy_stats().norm.ppf((1 + level) / 2)), len(values)
+    share = above / n
+    centre, half = share + z**2 / (2 * n), z * np.sqrt(max(0.0, share * (1 - share)) / n + (z / (2 * n)) ** 2)
+    low, high = (unit * float((centre + side) / (1 + z**2 / n)) for side in (-half, half))
+    return low, high
 
 
 def t_interval(values: np.ndarray, level: float) -> Interval:
@@ -255,64 +273,38 @@ def bootstrap_p(draws: np.ndarray) -> float:
     return min(1.0, 2 * (rarer + 1) / (each.shape[1] + 1))
 
 
-def paired_share_score(first_only: int, second_only: int, prompts: int, difference: float) -> float:
-    """Tango's score: about standard normal when the shares of first and second truly differ by ``difference``.
+def score_interval(differences: np.ndarray, level: float = 0.95, unit: float = 1.0) -> Interval:
+    """The mean of paired differences with Tango's score interval: the means that the score does not reject.
 
-    The variance is that of the most likely table *under the hypothesis*, so it does not vanish when no prompt
-    differs.
+    Where all of them are 0 it has a width all the same, unlike a bootstrap's: no difference was seen, which does not
+    say that there is none.
 
     Args:
-        first_only: number of prompts on which only the first sampler is correct.
-        second_only: number of prompts on which only the second one is.
-        prompts: total number of prompts.
-        difference: hypothetical share of first minus second, in (-1, 1).
-
-    The paper's example, 44 lenses, one discordant, margin .1:
-
-    >>> round(paired_share_score(0, 1, 44, -0.1), 3)
-    1.709
+        differences: (P,) values.
+        level: confidence.
+        unit: see :func:`.effective_counts`.
     """
-    b, c, n, delta = first_only, second_only, prompts, difference
-    linear = -b - c + (2 * n - b + c) * delta
-    constant = -c * delta * (1 - delta)
-    root = np.sqrt(max(0.0, linear**2 - 8 * n * constant))
-    share = (root - linear) / (4 * n)  # most likely share of second-only prompts under the hypothesis
-    variance = n * (2 * share + delta * (1 - delta))
-    top = b - c - n * delta
-    if variance <= 1e-12 * n:
-        return 0.0 if abs(top) < 1e-9 else float(np.copysign(np.inf, top))
-    return float(top / np.sqrt(variance))
+    values = checked(differences)
+    above, below, unit = effective_counts(values, unit)
+    low, high = score_bounds(above, below, len(values), float(scipy_stats().norm.ppf((1 + level) / 2)))
+    return Interval(float(values.mean()), low * unit, high * unit, level, len(values))
 
 
 def paired_share_interval(first: np.ndarray, second: np.ndarray, level: float = 0.95) -> Interval:
-    """Difference of two paired shares with Tango's score interval: the differences that the score does not reject.
+    """Difference of two paired shares with Tango's score interval.
 
     Raises:
-        ConfigError: when a value is neither 0 nor 1.
+        ConfigError: when a value lies outside of [0, 1].
     """
-    first, second = pair(first, second)
-    if not binary(first, second):
-        raise ConfigError("a score interval needs verdicts of 0 and 1", "use paired_interval where seeds were averaged")
-    b, c, n = discordant(first, second)
-    critical = float(scipy_stats().norm.ppf((1 + level) / 2))
-    estimate = (b - c) / n
-
-    def bound(side: float) -> float:
-        end = side * (1 - 1e-9)
-
-        def beyond(delta: float) -> float:
-            return paired_share_score(b, c, n, delta) + side * critical
-
-        if side * beyond(end) > 0 or abs(estimate - end) < 1e-6:  # not rejected at the end of the range
-            return side
-        return float(_load("scipy", "optimize").brentq(beyond, min(estimate, end), max(estimate, end), xtol=1e-9))
-
-    return Interval(estimate, bound(-1.0), bound(1.0), level, n)
+    if not shares(*pair(first, second)):
+        raise ConfigError("a score interval needs shares in [0, 1]", "use mean_interval of the differences")
+    return score_interval(differences(first, second), level, _size(first, second))
 
 
-def discordant(first: np.ndarray, second: np.ndarray) -> tuple[int, int, int]:
-    """(number correct only in first, only in second, number of prompts) of verdicts of 0 and 1."""
-    return int((first > second).sum()), int((first < second).sum()), len(first)
+def _size(*arrays: np.ndarray) -> float:
+    """Size of a difference that may be seen: the range of the values; 1 where all are the same."""
+    values = np.concatenate(arrays)
+    return float(np.ptp(values)) or 1.0
 
 
 def spearman(x: np.ndarray, y: np.ndarray, rng: np.random.Generator, permutations: int = 9999) -> Significance:
@@ -371,27 +363,17 @@ def holm(p_values: Mapping[Key, float], alpha: float = 0.05) -> dict[Key, Adjust
 def non_inferior(first: np.ndarray, second: np.ndarray, margin: float, alpha: float = 0.05) -> MarginTest:
     """Whether ``first`` is at most ``margin`` worse than ``second`` in the mean (one-sided, paired).
 
-    Tango's score test where every value is 0 or 1, Student's otherwise.
+    Tango's score test for shares, averaged over seeds or not, Student's otherwise.
     """
     first, second = pair(first, second)
-    margin = positive_margin(margin)
-    p = _worse_by(first, second, margin)
-    level = 1 - 2 * alpha
-    shares = binary(first, second)
-    interval = paired_share_interval(first, second, level) if shares else t_interval(first - second, level)
+    margin, level = positive_margin(margin), 1 - 2 * alpha
+    if shares(first, second):
+        above, below, unit = effective_counts(first - second, _size(first, second))
+        score = paired_share_score(above, below, len(first), -margin / unit) if margin < unit else np.inf
+        p, interval = float(scipy_stats().norm.sf(score)), paired_share_interval(first, second, level)
+    else:
+        p, interval = one_sided(first - second + margin), t_interval(first - second, level)
     return MarginTest(interval, margin, p, p < alpha)
-
-
-def _worse_by(first: np.ndarray, second: np.ndarray, margin: float) -> float:
-    """The p-value of the null hypothesis that ``first`` is worse than ``second`` by ``margin`` or more."""
-    if binary(first, second):
-        return float(scipy_stats().norm.sf(paired_share_score(*discordant(first, second), -margin)))
-    shifted = checked(first - second, least=2) + margin
-    shares = all(values.min() >= 0 and values.max() <= 1 for values in (first, second))
-    if shares and constant(shifted) and shifted[0] > 0:
-        # Shares that differ by `margin` differ on at least that share of prompts: the probability of seeing none.
-        return float((1 - min(1.0, margin)) ** len(shifted))
-    return one_sided(shifted)
 
 
 def one_sided(values: np.ndarray) -> float:

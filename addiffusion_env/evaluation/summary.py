@@ -201,7 +201,7 @@ def sampler_row(name: str, traits: Traits, records: Sequence[Record]) -> Sampler
         preference=mean("preference"),
         clip_score=mean("clip_score"),
         seconds=mean("seconds"),
-        correct=share_interval(verdicts, generator(name, "correct"), LEVEL) if len(verdicts) else None,
+        correct=share_interval(verdicts, LEVEL) if len(verdicts) else None,
         extra={scorer: mean(scorer) for scorer in records[0].extra},
         stop_share=float(np.mean([1 in record.actions for record in records])),
         refine_share=float(np.mean([record.refinements > 0 for record in records])),

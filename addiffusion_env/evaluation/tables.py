@@ -45,11 +45,9 @@ def column(records: Iterable[Record], name: str) -> np.ndarray:
 
 
 def paired(first: Sequence[Record], second: Sequence[Record], name: str) -> tuple[np.ndarray, np.ndarray]:
-    """(P,) and (P,): a measure of two samplers, prompt by prompt, over the (prompt, seed) pairs that both have."""
-    joined = common([first, second])
-    one, two = per_prompt(joined[0], name), per_prompt(joined[1], name)
-    keys = sorted(one.keys() & two.keys())
-    return np.array([one[key] for key in keys]), np.array([two[key] for key in keys])
+    """(P,) and (P,): a measure of two samplers, prompt by prompt, over the (prompt, seed) pairs for which both have it."""
+    one, two = (column(group, name) for group in common([first, second], (name,)))
+    return one, two
 
 
 def focus_of(traits: Mapping[str, Traits]) -> str:
@@ -74,8 +72,17 @@ def _rank(traits: Traits) -> int:
     return 0 if traits.learned else 1 if traits.needs_preview else 3 if traits.constant else 2
 
 
-def common(groups: Sequence[Sequence[Record]]) -> list[list[Record]]:
-    """Each group's records of the (prompt, seed) pairs that all groups have, in one order."""
-    keyed = [{(record.prompt_id, record.seed): record for record in group} for group in groups]
+def common(groups: Sequence[Sequence[Record]], names: Sequence[str] = ()) -> list[list[Record]]:
+    """Each group's records of the (prompt, seed) pairs that all groups have, in one order.
+
+    Args:
+        groups: records of each sampler.
+        names: measures; an image for which one is unknown is not there.
+    """
+
+    def known(record: Record) -> bool:
+        return not any(np.isnan(measure(record, name)) for name in names)
+
+    keyed = [{(record.prompt_id, record.seed): record for record in group if known(record)} for group in groups]
     shared = sorted(set.intersection(*(set(group) for group in keyed))) if keyed else []
     return [[group[key] for key in shared] for group in keyed]

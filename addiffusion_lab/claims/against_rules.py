@@ -157,7 +157,7 @@ def study_section(found: Study, seed: int = 0) -> Section:
     rows, table = [], []
     for run, played in found.policies.items():
         for cost, outcomes in zip(found.costs[run], played, strict=True):
-            table.append(_row(f"{run}@{cost:.4g}", outcomes, rng))
+            table.append(_row(f"{run}@{cost:.4g}", outcomes))
         for at, gain in compare(found, run, rng).items():
             between = " and ".join(dict.fromkeys(gain.between))
             rows.append(
@@ -172,7 +172,7 @@ def study_section(found: Study, seed: int = 0) -> Section:
             )
     # Rules whose NFE are nearly the same are shown once.
     shown = {round(one.nfe, 1): one for one in found.rules}.values()
-    rules = [_row(_words(one), one.outcomes, rng) for one in shown]
+    rules = [_row(_words(one), one.outcomes) for one in shown]
     first = next(iter(found.policies))
     middle = found.policies[first][COSTS // 2]
     return Section(
@@ -196,10 +196,10 @@ def study_section(found: Study, seed: int = 0) -> Section:
 HEAD = ("sampler", "correct", "NFE", "finished images scored", "preference", "CLIP score")
 
 
-def _row(name: str, outcomes: Outcomes, rng: np.random.Generator) -> tuple[str, ...]:
+def _row(name: str, outcomes: Outcomes) -> tuple[str, ...]:
     return (
         name,
-        str(share_interval(outcomes.correct, rng)),
+        str(share_interval(outcomes.correct)),
         f"{outcomes.nfe.mean():.2f}",
         f"{outcomes.finishes.mean():.2f}",
         f"{outcomes.preference.mean():.2f}",

@@ -109,6 +109,9 @@ class Comparison:
         holm: p-value adjusted over the family.
         cost: mean cost of the comparison; NaN where there is none.
         reached: whether the comparator was run at that cost or above; if not, no claim is possible.
+        below: whether it was run at higher costs only; if so, nothing is ruled out at equal cost.
+        most: the largest effect that is not ruled out over the whole family; NaN where that is not asked.
+        spread: standard deviation of the effect over prompts; NaN where that is not asked.
     """
 
     comparator: str
@@ -117,6 +120,9 @@ class Comparison:
     holm: float
     cost: float = float("nan")
     reached: bool = True
+    below: bool = False
+    most: float = float("nan")
+    spread: float = float("nan")
 
 
 @dataclass(frozen=True)
@@ -126,18 +132,20 @@ class Verdict:
     Attributes:
         hypothesis: its registry name.
         claim: the claim in one sentence.
-        verdict: ``supported``: shown. ``not supported``: an effect that matters is ruled out.
-            ``inconclusive``: neither, which is no evidence either way.
+        verdict: ``supported``: shown. ``not supported``: an effect that matters is ruled out, at a level that holds
+            for all comparisons of the family together. ``inconclusive``: neither, which is no evidence either way.
         effect: of the comparison that decides (the weakest of the family), with its interval; ``None`` without data.
-        p: of the whole claim, Holm-adjusted within its family; NaN without data.
+        p: of the whole claim, Holm-adjusted within its family; 1 where an effect is on the other side; NaN without
+            data.
         n: prompts.
         comparator: of the comparison that decides.
         judge: the measure, or :data:`NO_JUDGE`.
         margin: with its provenance, where the claim has one.
         reason: one sentence.
         comparisons: the whole family.
-        prompts_needed: number of prompts with which an inconclusive claim would be decided with power .8, if there
-            were no deficit (H1) or a gain of one margin (H2, H4); ``None`` where that cannot be computed.
+        prompts_needed: number of prompts with which an inconclusive claim would be supported with power .8 under
+            ``provided``; ``None`` where that cannot be computed.
+        provided: the truth that this number is for, in words.
         independent: whether the judge was neither optimised nor selected by; others are only shown.
         decides: whether this is the deciding verdict: that of the first independent judge.
     """
@@ -154,8 +162,14 @@ class Verdict:
     reason: str
     comparisons: tuple[Comparison, ...] = ()
     prompts_needed: int | None = None
+    provided: str = ""
     independent: bool = True
     decides: bool = True
+
+
+def claim_p(comparisons: Sequence[Comparison]) -> float:
+    """The largest adjusted p of a family whose effects must all be above 0: one below it is no evidence, however sure."""
+    return max(row.holm if row.effect.estimate > 0 else 1.0 for row in comparisons)
 
 
 def unanswered(name: str, claim: str, case: Case, comparator: str, reason: str, n: int = 0) -> Verdict:

@@ -72,7 +72,7 @@ def detector_accuracy(scenes: int = SCENES, seed: int = SEED) -> list[DetectorAc
     found = []
     for name, values in verdicts.items():
         said = np.array(values)
-        shares = (share_interval(agree, rng) for agree in (said[truth], 1 - said[~truth]))
+        shares = (share_interval(agree) for agree in (said[truth], 1 - said[~truth]))
         found.append(DetectorAccuracy(name, *shares))
     return found
 

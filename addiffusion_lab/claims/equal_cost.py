@@ -1,8 +1,9 @@
 """H2 and H4: the policy against groups of comparators at equal mean cost, along its whole curve.
 
 A group's frontier is the upper hull of its samplers in (mean cost, mean quality): the strongest mixture
-at any cost. The hull is chosen on the same prompts that it is judged on, which favours the comparators. Along the
-policy's curve neighbouring costs per NFE are mixed; none is selected by the data.
+at any cost. The hull is chosen on the same prompts that it is judged on, which favours the comparators: the more of
+them there are about the policy's cost, the more. Along the policy's curve none of its costs per NFE is selected by the
+data.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from dataclasses import replace
 from addiffusion_env.evaluation.frontier import Pairing, gains
 from addiffusion_env.evaluation.statistics import holm
 from addiffusion_env.samplers import named_traits
-from addiffusion_lab.claims.base import Case, Comparison, Means, Outcome, Verdict, missing, unanswered
-from addiffusion_lab.claims.statistics import prompts_for_difference, spread_of
+from addiffusion_lab.claims.base import Case, Comparison, Means, Outcome, Verdict, claim_p, missing, unanswered
+from addiffusion_lab.claims.statistics import prompts_for_difference
 
 
 def kind_of(sampler: str) -> str:
@@ -108,7 +109,7 @@ def judge_groups(
         claim=claim,
         verdict=outcome,
         effect=weakest.effect,
-        p=max(row.holm for row in comparisons),
+        p=claim_p(comparisons),
         n=weakest.effect.n,
         comparator=weakest.comparator,
         judge=case.judge,
@@ -116,6 +117,7 @@ def judge_groups(
         reason=reason,
         comparisons=comparisons,
         prompts_needed=needed,
+        provided=f"if each gain were {case.relevant:g}",
     )
 
 
@@ -130,7 +132,17 @@ def _compare(means: Means, curve: int, rows: Mapping[str, list[int]], case: Case
     found = gains([pairing for _, pairing in labelled], case.rng, 1 - case.claims.alpha, case.claims.resamples)
     unit = "NFE" if cost == "nfe" else cost
     return [
-        Comparison(f"{name} at {row.cost:.2f} {unit}", row.gain, row.p, 1.0, row.cost, row.reached)
+        Comparison(
+            f"{name} at {row.cost:.2f} {unit}",
+            row.gain,
+            row.p,
+            1.0,
+            row.cost,
+            row.reached,
+            row.below,
+            row.most,
+            row.spread,
+        )
         for (name, _), row in zip(labelled, found, strict=True)
     ]
 
@@ -139,15 +151,15 @@ def _decided(comparisons: tuple[Comparison, ...], case: Case, cost: str) -> tupl
     """Supported when all hold; not supported when one rules out a relevant gain; inconclusive otherwise.
 
     Returns:
-        The weakest comparison, the verdict, its reason, and for an undecided one the number of prompts to detect a gain
-        of one margin.
+        The weakest comparison, the verdict, its reason, and for an undecided one the number of prompts to detect gains
+        of one margin in all that do not hold.
     """
 
     def holds(row: Comparison) -> bool:
         return row.reached and row.holm < case.claims.alpha and row.effect.estimate > 0
 
     def fails(row: Comparison) -> bool:
-        return row.effect.high < case.relevant and not holds(row)
+        return row.most < case.relevant and not row.below and not holds(row)
 
     weakest = min(comparisons, key=lambda row: (holds(row), not fails(row), row.effect.low))
     words = f"against {weakest.comparator}: {weakest.effect.signed} in {case.judge}"
@@ -156,16 +168,22 @@ def _decided(comparisons: tuple[Comparison, ...], case: Case, cost: str) -> tupl
         return weakest, "supported", f"{count}; least {words}", None
     if any(map(fails, comparisons)):
         ruled = f"a gain of {case.relevant:g} is ruled out" if case.relevant else "a gain is ruled out"
-        return weakest, "not supported", f"{ruled} {words}", None
+        family = f" (at most {weakest.most:+.3f} over all {len(comparisons)})" if len(comparisons) > 1 else ""
+        return weakest, "not supported", f"{ruled} {words}{family}", None
     if not weakest.reached:
         reason = f"no comparator was run at {weakest.cost:.2f} {cost} or above: add a more expensive one ({words})"
         return weakest, "inconclusive", reason, None
-    reason = f"{sum(not holds(row) for row in comparisons)} of {len(comparisons)} comparisons not decided; {words}"
-    return weakest, "inconclusive", reason, _needed(weakest, case)
+    if weakest.below:
+        reason = f"no comparator was run at {weakest.cost:.2f} {cost} or below: add a cheaper one ({words})"
+        return weakest, "inconclusive", reason, None
+    left = [row for row in comparisons if not holds(row)]
+    reason = f"{len(left)} of {len(comparisons)} comparisons not decided; {words}"
+    return weakest, "inconclusive", reason, _needed(left, case)
 
 
-def _needed(row: Comparison, case: Case) -> int | None:
-    """Number of prompts to detect a gain of one margin, from the width of an interval."""
-    if case.relevant <= 0 or row.effect.high <= row.effect.low:
+def _needed(left: Sequence[Comparison], case: Case) -> int | None:
+    """Number of prompts that find gains of one margin in all of the comparisons ``left``, whichever of them are alike."""
+    spread = max(row.spread for row in left)
+    if case.relevant <= 0 or not spread > 0:
         return None
-    return prompts_for_difference(spread_of(row.effect), case.relevant, case.claims.alpha)
+    return prompts_for_difference(spread, case.relevant, case.claims.alpha, 1 - 0.2 / len(left))

@@ -35,7 +35,14 @@ def judge(case: Case) -> Verdict:
     first, *others = means.values[case.judge]
     tests = [non_inferior(first, other, case.margin.value, claims.alpha) for other in others]
     nfe = at_most(means.values["nfe"][0], claims.nfe_limit, claims.alpha)
-    decided = [_decided(test, nfe, case.margin, name) for test, name in zip(tests, references, strict=True)]
+    # What is ruled out may be any part: the bounds of all of them hold together (Bonferroni).
+    share = claims.alpha / (len(tests) + 1)
+    worst = [non_inferior(first, other, case.margin.value, share).difference.high for other in others]
+    least = at_most(means.values["nfe"][0], claims.nfe_limit, share).difference.low
+    decided = [
+        _decided(test, nfe, case.margin, name, high, least)
+        for test, name, high in zip(tests, references, worst, strict=True)
+    ]
     order = ("not supported", "inconclusive", "supported")
     weakest = min(range(len(tests)), key=lambda place: (order.index(decided[place][0]), -tests[place].p))
     (outcome, reason), quality = decided[weakest], tests[weakest]
@@ -63,16 +70,20 @@ def judge(case: Case) -> Verdict:
             Comparison(f"mean NFE against the limit of {claims.nfe_limit:g}", nfe.difference, nfe.p, nfe.p),
         ),
         prompts_needed=needed,
+        provided=f"against {references[weakest]} if there were no difference",
     )
 
 
-def _decided(quality: MarginTest, nfe: MarginTest, margin: Margin, reference: str) -> tuple[Outcome, str]:
+def _decided(
+    quality: MarginTest, nfe: MarginTest, margin: Margin, reference: str, most: float, least: float
+) -> tuple[Outcome, str]:
+    """The verdict on one reference; ``most`` and ``least`` bound its difference and the NFE over all parts together."""
     found, spent = quality.difference, nfe.difference
-    bounds = found.signed
+    bounds = f"{found.signed} ({found.level:.0%} interval)"
     cost = f"{spent.estimate:.2f} NFE [{spent.low:.2f}, {spent.high:.2f}]"
-    if found.high < -quality.margin:
+    if most < -quality.margin:
         return "not supported", f"it is worse than {reference} by more than {margin.value:g}: {bounds}"
-    if spent.low > nfe.margin:
+    if least > nfe.margin:
         return "not supported", f"it spends {cost}, above the limit of {nfe.margin:g}"
     if quality.holds and nfe.holds and not margin.before_data:
         late = f"the margin of {margin.value:g} was set after {margin.records_before} records existed"
@@ -81,4 +92,4 @@ def _decided(quality: MarginTest, nfe: MarginTest, margin: Margin, reference: st
         return "supported", f"{bounds} against {reference}, no less than -{margin.value:g}, with {cost}"
     if quality.holds:
         return "inconclusive", f"within the margin, but {cost} is not shown to be below {nfe.margin:g}"
-    return "inconclusive", f"the interval {bounds} reaches over the margin of {margin.value:g}"
+    return "inconclusive", f"{bounds} reaches over the margin of {margin.value:g}"

@@ -6,8 +6,18 @@ from dataclasses import replace
 
 import numpy as np
 
-from addiffusion_env.evaluation.statistics import Interval, holm, spearman
-from addiffusion_lab.claims.base import NO_JUDGE, Case, Comparison, Outcome, Verdict, missing, too_few, unanswered
+from addiffusion_env.evaluation.statistics import holm, spearman
+from addiffusion_lab.claims.base import (
+    NO_JUDGE,
+    Case,
+    Comparison,
+    Outcome,
+    Verdict,
+    claim_p,
+    missing,
+    too_few,
+    unanswered,
+)
 from addiffusion_lab.claims.equal_cost import kind_of
 from addiffusion_lab.claims.statistics import rank_correlation_gap, spearman_interval
 
@@ -44,15 +54,15 @@ def judge(case: Case) -> Verdict:
         Comparison("no correlation", own, test.p, adjusted["own"].adjusted),
         Comparison(f"the correlation of {control}", gap, gap_p, adjusted["gap"].adjusted),
     )
-    outcome, reason = _decided(own, gap, family, case, control)
+    outcome, reason, decides = _decided(family, case, control)
     return Verdict(
         hypothesis="H3",
         claim=claim,
         verdict=outcome,
-        effect=own,
-        p=max(row.holm for row in family),
+        effect=decides.effect,
+        p=claim_p(family),
         n=len(means),
-        comparator=control,
+        comparator=decides.comparator,
         judge=NO_JUDGE,
         margin=None,
         reason=reason,
@@ -61,17 +71,20 @@ def judge(case: Case) -> Verdict:
 
 
 def _decided(
-    own: Interval, gap: Interval, family: tuple[Comparison, ...], case: Case, control: str
-) -> tuple[Outcome, str]:
-    rho = f"rank correlation {own.signed}"
-    above = f"{gap.signed} above {control}"
+    family: tuple[Comparison, Comparison], case: Case, control: str
+) -> tuple[Outcome, str, Comparison]:
+    """The verdict, its reason and the comparison that decides: the first that rules out, else the weaker one."""
+    least = case.claims.least_correlation
+    own, gap = family
+    words = f"rank correlation {own.effect.signed}, {gap.effect.signed} above {control}"
+    weaker = max(family, key=lambda row: (row.effect.estimate <= 0, row.holm, row is own))
     if all(row.holm < case.claims.alpha and row.effect.estimate > 0 for row in family):
-        return "supported", f"{rho}, {above}"
-    if own.high < case.claims.least_correlation:
-        return "not supported", f"{rho}: one of {case.claims.least_correlation:g} is ruled out"
-    if gap.high < case.claims.least_correlation:
-        return "not supported", f"{rho}, but {above}: shuffled prompts do as well"
-    return "inconclusive", f"{rho}, {above}"
+        return "supported", words, weaker
+    if own.effect.high < least:
+        return "not supported", f"{words}: a correlation of {least:g} is ruled out", own
+    if gap.effect.high < least:
+        return "not supported", f"{words}: one of {least:g} above that of shuffled prompts is ruled out", gap
+    return "inconclusive", words, weaker
 
 
 def _rules(case: Case) -> tuple[Comparison, ...]:

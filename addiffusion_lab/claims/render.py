@@ -45,11 +45,14 @@ def hypotheses_section(verdicts: Sequence[Verdict]) -> Section:
     deciding = [verdict for verdict in verdicts if verdict.decides]
     beside = [verdict for verdict in verdicts if not verdict.decides]
     parts: list[str | Table | Figure] = [
-        "Supported: shown at the stated level. Not supported: a relevant effect is ruled out. Inconclusive: "
-        "neither, which is no evidence either way. The prompt is the unit, paired by prompt and seed. H1 is a "
-        "one-sided test at alpha with an interval of level 1 - 2 alpha, the others are two-sided with intervals of "
-        "level 1 - alpha; p is adjusted by Holm within each claim, and every comparison of a claim must hold. The "
-        "first judge that no sampler was optimised or selected by decides.",
+        "Supported: shown at the stated level. Not supported: a relevant effect is ruled out, at a level that holds for "
+        "all comparisons of the claim together. Inconclusive: neither, which is no evidence either way. The prompt is "
+        "the unit, paired by prompt and seed. H1 is a one-sided test at alpha with intervals of level 1 - 2 alpha: "
+        "every part of it must hold, so its p is the largest, without adjustment. The others are two-sided with "
+        "intervals of level 1 - alpha, p adjusted by Holm within each claim, and every comparison must hold; the p of "
+        "a claim is 1 where an effect is on the other side. Each interval is of one comparison. The first judge that "
+        "no sampler was optimised or selected by decides. Seconds are those of one run on one machine: their "
+        "intervals are over prompts and do not hold how much another run would differ.",
         verdict_table(deciding),
         *(f"{verdict.hypothesis}: {verdict.claim}." for verdict in deciding),
         *_margins(verdicts),
@@ -79,7 +82,7 @@ def _cells(verdict: Verdict) -> tuple[str, ...]:
 def _reason(verdict: Verdict) -> str:
     if verdict.prompts_needed is None:
         return verdict.reason
-    return f"{verdict.reason}; about {verdict.prompts_needed} prompts would decide it"
+    return f"{verdict.reason}; about {verdict.prompts_needed} prompts would show it with power .8 {verdict.provided}"
 
 
 def _comparison_cells(verdict: Verdict, row: Comparison) -> tuple[str, ...]:

@@ -173,13 +173,3 @@ def prompts_for_difference(spread: float, effect: float, alpha: float = 0.05, po
     solve = statsmodels("stats.power").TTestPower().solve_power
     found = solve(effect_size=abs(effect) / spread, alpha=alpha, power=power, alternative="two-sided")
     return max(3, int(np.ceil(float(np.asarray(found).item()))))
-
-
-def spread_of(interval: Interval) -> float:
-    """Standard deviation per prompt implied by a two-sided interval of a mean, by the normal approximation.
-
-    >>> round(spread_of(Interval(0.0, -0.098, 0.098, 0.95, 400)), 3)
-    1.0
-    """
-    critical = float(scipy_stats().norm.ppf((1 + interval.level) / 2))
-    return (interval.high - interval.low) / (2 * critical) * float(np.sqrt(interval.n))

@@ -57,6 +57,18 @@ def test_a_planted_gain_is_found_and_a_costly_sampler_is_held_against_the_best()
     assert by_seconds.cost == pytest.approx(0.6)
 
 
+def test_without_a_difference_there_is_a_gain_that_is_not_ruled_out():
+    """On 20 prompts without one, .16 may be there (z^2 / (n + z^2)); a bootstrap would say [0, 0]."""
+    fixed = {"fixed:4": [record("fixed:4", n, nfe=4, correct=n % 4 > 0) for n in range(20)]}
+    same = [record("mine", n, nfe=4, correct=n % 4 > 0) for n in range(20)]
+    found = gain_over(same, fixed, "correct", np.random.default_rng(1))
+    assert (found.gain.estimate, found.p) == (0, 1)
+    assert (found.gain.low, found.gain.high, found.most) == pytest.approx((-0.1611, 0.1611, 0.1611), abs=1e-4)
+    assert not found.below
+    cheaper = [record("mine", n, nfe=3, correct=n % 4 > 0) for n in range(20)]
+    assert gain_over(cheaper, fixed, "correct", np.random.default_rng(1)).below
+
+
 def test_the_prompt_is_the_unit_and_pairs_are_shared():
     first = [record("a", 0, 0, nfe=4), record("a", 0, 1, nfe=6), record("a", 1, 0, nfe=9), record("a", 2, 0, nfe=1)]
     second = [record("b", 0, 1, nfe=5), record("b", 1, 0, nfe=7)]
@@ -64,6 +76,11 @@ def test_the_prompt_is_the_unit_and_pairs_are_shared():
     one, two = paired(first, second, "nfe")
     assert (one.tolist(), two.tolist()) == ([6.0, 9.0], [5.0, 7.0])
     assert [len(group) for group in common([first, second])] == [2, 2]
+    # An image whose verdict is unknown for one sampler is left out for both.
+    half = [record("a", 0, 0, correct=None), record("a", 0, 1, correct=True), record("a", 1, correct=True)]
+    whole = [record("b", 0, 0, correct=False), record("b", 0, 1, correct=True), record("b", 1, correct=None)]
+    one, two = paired(half, whole, "correct")
+    assert (one.tolist(), two.tolist()) == ([1.0], [1.0])
     unknown = [record(correct=None), record(prompt=1, correct=False)]
     assert column(unknown, "correct").tolist() == [0.0]
     assert measure(record(extra={"hps": 0.3}), "hps") == 0.3

@@ -6,6 +6,7 @@ from scipy import stats as scipy_stats
 
 from addiffusion_env.errors import ConfigError
 from addiffusion_env.evaluation import statistics as st
+from addiffusion_env.evaluation.tango import effective_counts
 from addiffusion_lab.claims import statistics as claims
 
 
@@ -76,9 +77,37 @@ def test_the_share_test_keeps_its_level_where_a_t_test_does_not(prompts, first_o
 def test_no_difference_between_averaged_shares_is_no_proof_either():
     same = np.full(20, 0.5)
     assert not st.non_inferior(same, same, 0.05).holds  # .95^20 = .36
-    assert st.non_inferior(np.full(60, 0.5), np.full(60, 0.5), 0.05).p == pytest.approx(0.95**60)
-    with pytest.raises(ConfigError, match="score interval needs verdicts"):
-        st.paired_share_interval(same, same)
+    exact = scipy_stats.norm.sf(np.sqrt(60 * 0.05 / 0.95))  # Tango's score without a discordant prompt
+    assert st.non_inferior(np.full(60, 0.5), np.full(60, 0.5), 0.05).p == pytest.approx(exact)
+    with pytest.raises(ConfigError, match="score interval needs shares"):
+        st.paired_share_interval(same, same + 1)
+
+
+@pytest.mark.parametrize(("prompts", "sizes", "rates"), [(64, (0.25, 1), (0.8, 0.2)), (192, (0.5,), (1.0,))])
+def test_averages_over_seeds_keep_the_level_of_a_margin_where_a_t_test_does_not(prompts, sizes, rates):
+    """The first is worse by exactly .02: on few prompts, by a quarter or all of the seeds of each."""
+    chances = 0.02 * np.array(rates) / np.dot(rates, sizes)
+    alarms = t_alarms = 0
+    for seed in range(600):
+        lost = rng(seed).choice([*sizes, 0.0], prompts, p=[*chances, 1 - chances.sum()])
+        second = np.where(lost > 0, 1.0, np.repeat([0.0, 1.0], prompts // 2))
+        alarms += st.non_inferior(second - lost, second, 0.02).holds
+        t_alarms += bool(lost.any()) and scipy_stats.ttest_1samp(-lost, -0.02, alternative="greater").pvalue < 0.05
+    assert alarms / 600 <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / 600)
+    assert t_alarms / 600 > 0.1
+
+
+def test_differences_of_other_sizes_are_counted_in_their_own_unit():
+    verdicts = np.repeat([1.0, 0.0, -1.0], [9, 30, 4])
+    assert effective_counts(verdicts) == (9, 4, 1)
+    halves = effective_counts(verdicts[verdicts != 0] / 2)
+    assert halves == (9, 4, 0.5)
+    assert effective_counts(np.zeros(5), 0.3) == (0, 0, 0.3)
+    mixed = rng(3).choice([-1.0, -0.25, 0.0, 0.5], 500)
+    above, below, unit = effective_counts(mixed, 0.0)
+    assert unit * (above - below) == pytest.approx(mixed.sum())
+    assert unit**2 * (above + below) == pytest.approx((mixed**2).sum())
+    assert st.score_interval(mixed).low == pytest.approx(st.t_interval(mixed, 0.95).low, abs=0.002)
 
 
 def test_a_mean_below_a_limit():

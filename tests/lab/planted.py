@@ -98,6 +98,33 @@ def before_the_last(draw, prompts, gain):
     return table(correct, {POLICY: spent, "fixed:7": np.full(prompts, 7.0), "fixed:8": np.full(prompts, 8.0)})
 
 
+def seldom(draw, prompts, gain):
+    """H2 where the policy takes what fixed:8 takes and draws the same image, but on a share ``gain`` of the prompts."""
+    right = draw.random(prompts) < 0.8
+    better = draw.random(prompts) < gain / 0.2  # of the wrong ones
+    eight = np.full(prompts, 8.0)
+    return table({POLICY: right | better, "fixed:8": right}, {POLICY: eight, "fixed:8": eight})
+
+
+CURVE = tuple(f"policy:emoji@0.0{step}" for step in range(2, 7))
+
+
+def along_a_curve(draw, prompts, gain):
+    """H2 at six costs of a policy, each ``gain`` above fixed:4 and fixed:8, correct on .5 and .9."""
+    place = draw.random(prompts)
+
+    def verdict(share):
+        return np.where(draw.random(prompts) < 0.5, place, draw.random(prompts)) < share
+
+    correct, nfe = {}, {}
+    for name, spent in zip((POLICY, *CURVE), np.linspace(4.5, 7.5, 1 + len(CURVE)), strict=True):
+        correct[name], nfe[name] = verdict(0.1 + 0.1 * spent + gain), np.full(prompts, spent)
+    fixed = {"fixed:4": (place < 0.5, np.full(prompts, 4.0)), "fixed:8": (place < 0.9, np.full(prompts, 8.0))}
+    for name, (right, spent) in fixed.items():
+        correct[name], nfe[name] = right, spent
+    return table(correct, nfe)
+
+
 def records(images):
     """A table's records by sampler, one image per prompt."""
     return {

@@ -92,6 +92,7 @@ def test_a_bad_policy_is_not_supported_and_a_fair_one_inconclusive():
     fair = verdicts(evaluation(share=0.8), names=("H1",))["H1"]
     assert fair.verdict == "inconclusive"
     assert fair.prompts_needed > PROMPTS
+    assert "with power .8 against fixed:50 if there were no difference" in verdict_table([fair]).rows[0][-1]
 
 
 @pytest.mark.slow
@@ -165,6 +166,20 @@ def test_nothing_follows_constraints_that_are_all_the_same():
     found = verdicts(same, names=("H3",))["H3"]
     assert (found.verdict, found.effect, found.n) == ("inconclusive", None, PROMPTS)
     assert found.reason == f"all {PROMPTS} prompts have the same number of constraints, 0"
+
+
+def test_the_effect_and_p_of_h3_are_those_that_decide():
+    """Shuffled prompts have a higher correlation: the small p of the difference is no evidence for the claim."""
+    draw, constraints = np.random.default_rng(0), np.arange(200) % 4 + 1.0
+    own, control = (share * constraints + draw.normal(size=200) for share in (0.3, 1.0))
+    images = planted.table({}, {planted.POLICY: own, SHUFFLED: control}, constraints)
+    found = HYPOTHESES.load("H3")(planted.case(images, shuffled=SHUFFLED))
+    assert found.verdict == "not supported"
+    assert found.comparator == f"the correlation of {SHUFFLED}"
+    assert found.effect.high < 0
+    assert found.comparisons[1].p < 0.05
+    assert found.p == 1
+    assert "one of 0.1 above that of shuffled prompts is ruled out" in found.reason
 
 
 def test_few_prompts_decide_nothing():

@@ -75,6 +75,20 @@ def test_h1_holds_against_all_its_references_or_not_at_all():
     assert same[0].verdict == "supported" and len(same[0].comparisons) == 3
 
 
+def test_h1_calls_none_of_its_parts_failed_more_often_than_it_says():
+    """Worse by exactly the margin than each of six references: with one level for each, in 22 % one of them was failed."""
+    others = tuple(f"fixed:{steps}" for steps in range(51, 56))
+
+    def make(draw):
+        place, names = draw.random(300), ("fixed:50", *others)
+        correct = {planted.POLICY: place < 0.7, **{name: (place < 0.7) | (draw.random(300) < 1 / 3) for name in names}}
+        spent = {planted.POLICY: draw.integers(4, 9, 300), **{name: np.full(300, 50.0) for name in names}}
+        return planted.table(correct, spent)
+
+    found = outcomes("H1", make, 200, checked=others)
+    assert found["not supported"] <= 0.05 + slack(0.05, 200)
+
+
 def test_h1_says_when_it_is_worse():
     found = outcomes("H1", lambda draw: planted.against_reference(draw, 200, 0.0, 0.3), 50)
     assert found["not supported"] >= 0.98
@@ -108,6 +122,46 @@ def test_h2_at_a_bend_of_the_frontier():
 def test_h2_does_not_rule_out_a_gain_by_the_wrong_side_of_a_bend():
     found = outcomes("H2", lambda draw: planted.before_the_last(draw, 200, 0.15), 100, kinds=("fixed",))
     assert found["not supported"] <= 0.025 + slack(0.025, 100)
+
+
+@pytest.mark.parametrize(("prompts", "gain"), [(20, 0.02), (64, 0.01), (192, 0.01)])
+def test_h2_does_not_rule_out_a_gain_on_prompts_that_were_not_among_them(prompts, gain):
+    """A bootstrap's interval, which knows only the differences that it saw, ruled it out in .67, .49 and .15 of them."""
+    limit = planted.margin(gain)
+    found = outcomes("H2", lambda draw: planted.seldom(draw, prompts, gain), 100, kinds=("fixed",), limit=limit)
+    assert found["not supported"] <= 0.025 + slack(0.025, 100)
+
+
+@pytest.mark.slow
+def test_h2_rules_out_a_gain_at_one_level_for_all_costs():
+    """Each of six gains is that of the margin: with one level for each, 17 % of the evaluations ruled out one."""
+    claims = {"kinds": ("fixed",), "curve": planted.CURVE, "limit": planted.margin(0.05)}
+    found = outcomes("H2", lambda draw: planted.along_a_curve(draw, 200, 0.05), 300, **claims)
+    assert found["not supported"] <= 0.025 + slack(0.025, 300)
+    worse = outcomes("H2", lambda draw: planted.along_a_curve(draw, 200, -0.15), 40, **claims)
+    assert worse["not supported"] >= 0.95
+
+
+def test_h2_rules_out_nothing_by_a_comparator_that_costs_more():
+    def cheaper(draw):
+        images = planted.seldom(draw, 200, 0.0)
+        images.columns["correct"][0] = draw.random(200) < 0.6
+        images.columns["nfe"][0] = 4.0
+        return images
+
+    found = outcomes("H2", cheaper, 5, kinds=("fixed",))
+    assert found["inconclusive"] == 1
+    verdict = HYPOTHESES.load("H2")(planted.case(cheaper(np.random.default_rng(0)), kinds=("fixed",)))
+    assert "no comparator was run at 4.00 nfe or below: add a cheaper one" in verdict.reason
+
+
+@pytest.mark.slow
+def test_the_number_of_prompts_of_an_undecided_h2_is_enough():
+    claims = {"kinds": ("fixed",), "curve": planted.CURVE, "limit": planted.margin(0.1)}
+    judge, rng = HYPOTHESES.load("H2"), np.random.default_rng(1)
+    needed = judge(planted.case(planted.along_a_curve(rng, 60, 0.02), **claims)).prompts_needed
+    found = outcomes("H2", lambda draw: planted.along_a_curve(draw, needed, 0.1), 100, **claims)
+    assert found["supported"] >= POWER - slack(POWER, 100)
 
 
 @pytest.mark.slow
