@@ -31,9 +31,10 @@ from addiffusion_env.evaluation.series import (
     series_of,
     write_labels,
 )
-from addiffusion_env.evaluation.statistics import Interval
+from addiffusion_env.evaluation.statistics import Interval, t_interval
 from addiffusion_env.evaluation.store import png_bytes
 from addiffusion_env.evaluation.summary import SamplerRow, Summary
+from addiffusion_env.evaluation.tables import column
 
 GRID = "#e3e5e8"
 LABELS = {
@@ -213,12 +214,16 @@ def nfe_by_constraints(pyplot: Any, groups: Mapping[str, Sequence[Record]], summ
         label = series.name
         for name in (name for name in series.rows if name in groups):
             constraints = sorted({record.constraints for record in groups[name]})
-            spent = [[record.nfe for record in groups[name] if record.constraints == value] for value in constraints]
-            means = [float(np.mean(values)) for values in spent]
+            spent = [
+                column((record for record in groups[name] if record.constraints == value), "nfe")
+                for value in constraints
+            ]
+            means = [float(values.mean()) for values in spent]
+            bars = [t_interval(values, 0.95) if len(values) > 1 else None for values in spent]  # one prompt has none
             axes.errorbar(
                 constraints,
                 means,
-                yerr=[1.96 * float(np.std(values)) / np.sqrt(len(values)) for values in spent],
+                yerr=[np.nan if bar is None else bar.high - bar.estimate for bar in bars],
                 fmt=f"{series.marker}-",
                 color=series.colour,
                 linewidth=2 if name == summary.focus else 1,

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from addiffusion_env.errors import ConfigError, ImageRangeError
-from addiffusion_env.evaluation.statistics import mean_interval
+from addiffusion_env.evaluation.statistics import score_interval
 from addiffusion_env.evaluation.store import png_bytes
 from addiffusion_env.files import whole_file, writing_to
 from addiffusion_env.prompts import Prompt
@@ -48,7 +48,6 @@ def compare(
     cache: Path | str | None = None,
     retries: RetryPolicy | None = None,
     workers: int = 4,
-    seed: int = 0,
     say: Callable[[str], None] = print,
 ) -> JudgeReport:
     """Has a VLM compare the images of two samplers, pair by pair, in both orders.
@@ -66,7 +65,6 @@ def compare(
         cache: folder of replies; ``None`` disables it.
         retries: retry policy; ``None``: the defaults of :class:`RetryPolicy`.
         workers: number of concurrent questions.
-        seed: seed of the bootstrap.
         say: called with the estimate before the first question.
 
     Raises:
@@ -79,7 +77,7 @@ def compare(
     pairs = _pairs(Images.of(a), Images.of(b), [Prompt.of(prompt) for prompt in prompts])
     if workers < 1:
         raise ConfigError(f"workers must be at least 1, got {workers}", "use 4")
-    mean_interval(np.zeros(1), np.random.default_rng(0))  # raises without scipy before money is spent
+    score_interval(np.zeros(1))  # raises without scipy before money is spent
     ledger = Ledger(client, price_of(client, price), max_cost)
     session = _Session(client, ReplyCache(cache), ledger, retries or RetryPolicy())
     missing = [tokens for pair in pairs for tokens in session.missing(pair)]
@@ -102,7 +100,7 @@ def compare(
         served=tuple(sorted(session.served)),
         template=template_digest(),
         verdicts=verdicts,
-        win_rate=win_rate(verdicts, seed),
+        win_rate=win_rate(verdicts),
         position=position_bias(verdicts),
         asked=session.asked,
         cached=session.cached,

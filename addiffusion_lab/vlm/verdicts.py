@@ -7,12 +7,12 @@ import json
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
 import numpy as np
 
-from addiffusion_env.evaluation.statistics import Interval, mean_interval
+from addiffusion_env.evaluation.statistics import Interval, score_interval
 from addiffusion_lab.vlm.client import Part
 
 Outcome: TypeAlias = Literal["a", "b", "tie", "unparsed", "unasked"]
@@ -101,7 +101,7 @@ class JudgeReport:
         served: the models that answered, as reported by the service; there should be only one.
         template: digest of the wording.
         verdicts: verdicts in the order of the pairs.
-        win_rate: of ``a``, ties counting half: mean over prompts, bootstrap interval; ``None`` without verdicts.
+        win_rate: of ``a``, ties counting half: mean over prompts, Tango's score interval; ``None`` without verdicts.
         position: position bias of all replies.
         asked: number of replies that were paid for in this run.
         cached: number of replies from the cache.
@@ -186,10 +186,13 @@ def scores_of(verdicts: Sequence[PairVerdict]) -> dict[str, float]:
     return {prompt_id: float(np.mean(values)) for prompt_id, values in found.items()}
 
 
-def win_rate(verdicts: Sequence[PairVerdict], seed: int) -> Interval | None:
+def win_rate(verdicts: Sequence[PairVerdict]) -> Interval | None:
     """The win rate of ``a`` over prompts, averaged over seeds first; ``None`` without any verdict."""
     values = np.array(list(scores_of(verdicts).values()))
-    return mean_interval(values, np.random.default_rng(seed)) if len(values) else None
+    if not len(values):
+        return None
+    ahead = score_interval(2 * values - 1)  # a tie is a prompt without a difference
+    return replace(ahead, **{name: (1 + getattr(ahead, name)) / 2 for name in ("estimate", "low", "high")})
 
 
 def position_bias(verdicts: Sequence[PairVerdict]) -> PositionBias:

@@ -200,6 +200,20 @@ def test_each_plot_needs_two_values(same, missing):
     assert (summary.difficulty is None) == bool({"constraints", "nfe"} & set(same))
 
 
+def test_the_bars_of_nfe_by_constraints_are_of_prompts():
+    """Two seeds of a prompt are one of its values: three prompts have Student's interval, a single one has none."""
+    values = {0: (4, 6), 4: (8, 10), 8: (2, 6), 1: (5, 7)}  # prompt -> NFE of its seeds; 0, 4 and 8 have 1 constraint
+    mine = [record("policy:x", n, seed, nfe=nfe) for n, own in values.items() for seed, nfe in enumerate(own)]
+    pyplot = plots.load_pyplot()
+    figure = plots.nfe_by_constraints(pyplot, {"policy:x": mine}, summarise(mine, manifest_of(mine)))
+    (container,) = figure.axes[0].containers
+    several, single = container.lines[2][0].get_segments()
+    half = 4.302653 * np.std([5, 9, 4], ddof=1) / np.sqrt(3)
+    assert several[:, 1] == pytest.approx([6 - half, 6 + half])
+    assert np.isnan(single).any() or len(single) == 0
+    pyplot.close(figure)
+
+
 # ---- images side by side
 
 

@@ -11,7 +11,7 @@ from addiffusion_env.errors import ConfigError, ImageRangeError, RunFolderError,
 from addiffusion_lab.vlm import make_client
 from addiffusion_lab.vlm.costs import PRICES
 from addiffusion_lab.vlm.judge import compare
-from addiffusion_lab.vlm.verdicts import read_vote, verdict_of
+from addiffusion_lab.vlm.verdicts import PairVerdict, read_vote, verdict_of, win_rate
 
 pytest.importorskip("openai")
 
@@ -58,6 +58,16 @@ def test_replies_without_a_verdict_are_left_out_and_counted(server):
     assert [verdict.outcome for verdict in report.verdicts] == ["a", "unparsed", "a"]
     assert report.parse_failures == 2 and report.replies == 6 and report.win_rate.n == 2
     assert "2 of 6 replies unparsed, 1 pairs left out" in str(report)
+
+
+def test_a_few_wins_in_a_row_are_no_certainty():
+    """Tango's interval where one side always wins; a bootstrap of equal scores would have no width."""
+    won = [PairVerdict(f"p{n}", "a") for n in range(5)]
+    found = win_rate(won)
+    assert (found.estimate, found.high, found.n) == (1, 1, 5)
+    assert found.low < 0.8
+    tied = win_rate([PairVerdict(f"p{n}", "tie") for n in range(20)])
+    assert (tied.low, tied.high) == pytest.approx((0.4195, 0.5805), abs=1e-4)  # .5 -+ z^2 / (n + z^2) / 2
 
 
 def test_seeds_of_one_prompt_count_as_one(server):
