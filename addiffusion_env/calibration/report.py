@@ -108,8 +108,8 @@ def _frontier(policy: RulePolicy) -> Section:
     )
     words = (
         f"Measured on {policy.config.frontier_prompts}. The rules were chosen by these same numbers, which are "
-        "therefore a little too good: with few images, by up to a few hundredths. The highlighted rule is used when neither cost_per_nfe nor "
-        "target_nfe is given."
+        "a little too good: with few images, by up to a few hundredths. The highlighted rule is used when neither "
+        "cost_per_nfe nor target_nfe is given."
     )
     return Section("Frontier", (words, Table(head, rows, policy.rules.index(policy.rule))))
 

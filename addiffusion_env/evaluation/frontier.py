@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from addiffusion_env.evaluation.records import Record
-from addiffusion_env.evaluation.statistics import Interval, bootstrap_p, resampled, score_interval, scipy_stats
+from addiffusion_env.evaluation.statistics import Interval, bootstrap_p, resampled, scipy_stats, score_interval
 from addiffusion_env.evaluation.tables import column, common
 
 _CHUNK = 500  # resamples at once: bounds memory at chunk x prompts
@@ -26,7 +26,7 @@ class FrontierGain:
 
     Attributes:
         gain: mean quality above the frontier, with an interval over prompts that also covers the sampling error of both
-            costs, and both sides of a kink that the cost may be at: the bootstrap's, or the score's where that is wider.
+            costs, and both sides of a kink that the cost may be at: the wider of the bootstrap's and the score's.
         cost: the sampler's mean cost.
         frontier: the frontier's quality at that cost.
         between: the two samplers of the mixture (twice the same one beyond an end).

@@ -45,7 +45,7 @@ def column(records: Iterable[Record], name: str) -> np.ndarray:
 
 
 def paired(first: Sequence[Record], second: Sequence[Record], name: str) -> tuple[np.ndarray, np.ndarray]:
-    """(P,) and (P,): a measure of two samplers, prompt by prompt, over the (prompt, seed) pairs for which both have it."""
+    """(P,) and (P,): a measure of two samplers by prompt, over the (prompt, seed) pairs for which both have it."""
     one, two = (column(group, name) for group in common([first, second], (name,)))
     return one, two
 

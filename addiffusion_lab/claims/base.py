@@ -168,7 +168,7 @@ class Verdict:
 
 
 def claim_p(comparisons: Sequence[Comparison]) -> float:
-    """The largest adjusted p of a family whose effects must all be above 0: one below it is no evidence, however sure."""
+    """The largest adjusted p of a family whose effects must all be above 0: one below 0 is no evidence."""
     return max(row.holm if row.effect.estimate > 0 else 1.0 for row in comparisons)
 
 

@@ -182,7 +182,7 @@ def _decided(comparisons: tuple[Comparison, ...], case: Case, cost: str) -> tupl
 
 
 def _needed(left: Sequence[Comparison], case: Case) -> int | None:
-    """Number of prompts that find gains of one margin in all of the comparisons ``left``, whichever of them are alike."""
+    """Number of prompts that find gains of one margin in all comparisons of ``left``, alike or not."""
     spread = max(row.spread for row in left)
     if case.relevant <= 0 or not spread > 0:
         return None

@@ -70,9 +70,7 @@ def judge(case: Case) -> Verdict:
     )
 
 
-def _decided(
-    family: tuple[Comparison, Comparison], case: Case, control: str
-) -> tuple[Outcome, str, Comparison]:
+def _decided(family: tuple[Comparison, Comparison], case: Case, control: str) -> tuple[Outcome, str, Comparison]:
     """The verdict, its reason and the comparison that decides: the first that rules out, else the weaker one."""
     least = case.claims.least_correlation
     own, gap = family

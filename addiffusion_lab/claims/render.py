@@ -45,9 +45,9 @@ def hypotheses_section(verdicts: Sequence[Verdict]) -> Section:
     deciding = [verdict for verdict in verdicts if verdict.decides]
     beside = [verdict for verdict in verdicts if not verdict.decides]
     parts: list[str | Table | Figure] = [
-        "Supported: shown at the stated level. Not supported: a relevant effect is ruled out, at a level that holds for "
-        "all comparisons of the claim together. Inconclusive: neither, which is no evidence either way. The prompt is "
-        "the unit, paired by prompt and seed. H1 is a one-sided test at alpha with intervals of level 1 - 2 alpha: "
+        "Supported: shown at the stated level. Not supported: a relevant effect is ruled out, at a level that holds "
+        "for all comparisons of the claim together. Inconclusive: neither, which is no evidence either way. The prompt "
+        "is the unit, paired by prompt and seed. H1 is a one-sided test at alpha with intervals of level 1 - 2 alpha: "
         "every part of it must hold, so its p is the largest, without adjustment. The others are two-sided with "
         "intervals of level 1 - alpha, p adjusted by Holm within each claim, and every comparison must hold; the p of "
         "a claim is 1 where an effect is on the other side. Each interval is of one comparison. The first judge that "

@@ -76,7 +76,7 @@ def test_h1_holds_against_all_its_references_or_not_at_all():
 
 
 def test_h1_calls_none_of_its_parts_failed_more_often_than_it_says():
-    """Worse by exactly the margin than each of six references: with one level for each, in 22 % one of them was failed."""
+    """Worse by the margin than each of six references: with one level for each, 22 % were called worse."""
     others = tuple(f"fixed:{steps}" for steps in range(51, 56))
 
     def make(draw):
@@ -126,7 +126,7 @@ def test_h2_does_not_rule_out_a_gain_by_the_wrong_side_of_a_bend():
 
 @pytest.mark.parametrize(("prompts", "gain"), [(20, 0.02), (64, 0.01), (192, 0.01)])
 def test_h2_does_not_rule_out_a_gain_on_prompts_that_were_not_among_them(prompts, gain):
-    """A bootstrap's interval, which knows only the differences that it saw, ruled it out in .67, .49 and .15 of them."""
+    """A bootstrap, which knows only the differences that it saw, ruled it out in .67, .49 and .15 of them."""
     limit = planted.margin(gain)
     found = outcomes("H2", lambda draw: planted.seldom(draw, prompts, gain), 100, kinds=("fixed",), limit=limit)
     assert found["not supported"] <= 0.025 + slack(0.025, 100)
