@@ -226,15 +226,15 @@ def share_interval(values: np.ndarray, level: float = 0.95) -> Interval:
         raise ConfigError("a share needs values in [0, 1]", "use mean_interval")
     share = float(values.mean())
     # By the correct ones and by the wrong ones, whose sizes may differ where seeds were averaged; equal otherwise.
-    (low, high), (least, most) = _wilson(values, level), _wilson(1 - values, level)
+    (low, high), (least, most) = wilson(values, level), wilson(1 - values, level)
     # At 0 and 1 Wilson's bounds exclude the share by rounding error, and an error bar must not be negative.
     low, high = max(0.0, min(low, 1 - most, share)), min(1.0, max(high, 1 - least, share))
     return Interval(share, low, high, level, len(values))
 
 
-def _wilson(values: np.ndarray, level: float) -> tuple[float, float]:
-    """Wilson's bounds of the mean of values in [0, 1], in the unit of :func:`.effective_counts`."""
-    above, _, unit = effective_counts(values)
+def wilson(values: np.ndarray, level: float, unit: float = 1.0) -> tuple[float, float]:
+    """Wilson's bounds of the mean of values of 0 or more, in the unit of :func:`.effective_counts`."""
+    above, _, unit = effective_counts(values, unit)
     z, n = float(scipy_stats().norm.ppf((1 + level) / 2)), len(values)
     share = above / n
     centre, half = share + z**2 / (2 * n), z * np.sqrt(max(0.0, share * (1 - share)) / n + (z / (2 * n)) ** 2)

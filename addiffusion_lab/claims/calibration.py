@@ -80,7 +80,7 @@ def auc(score: np.ndarray, verdict: np.ndarray) -> float:
 def within_prompts(score: np.ndarray, verdict: np.ndarray) -> float:
     """:func:`auc` over pairs of images of the same prompt, from (P, T) scores and verdicts."""
     above = pairs = 0.0
-    for values, judged in zip(score, verdict, strict=True):
+    for values, judged in zip(score, np.where(np.isfinite(score), verdict, np.nan), strict=True):
         right, wrong = values[judged == 1], values[judged == 0]
         above += (right[:, None] > wrong).sum() + 0.5 * (right[:, None] == wrong).sum()
         pairs += len(right) * len(wrong)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -20,7 +20,9 @@ from addiffusion_env.evaluation.statistics import (
     scipy_stats,
     statsmodels,
     t_interval,
+    wilson,
 )
+from addiffusion_env.evaluation.tango import effective_counts
 
 
 @dataclass(frozen=True)
@@ -53,17 +55,27 @@ class Margin:
 
 
 def at_most(values: np.ndarray, limit: float, alpha: float = 0.05) -> MarginTest:
-    """Whether a mean lies below ``limit`` (one-sided t-test); equal values may also lie on it.
+    """Whether a mean lies below ``limit`` (one-sided); equal values may also lie on it.
+
+    By the t-test and by Wilson's score of the values above the least one, which both must pass. Most images cost the
+    least and few cost several times as much: where few of those were drawn, the mean and its error are too small at
+    once, and the t-test alone passed 9 % of samples of 64 prompts whose true mean is the limit.
 
     Returns:
         A test whose ``difference`` is the mean itself with its (1 - 2 alpha) interval, and whose ``margin`` the limit.
     """
     values = checked(values, least=2)
+    interval = t_interval(values, 1 - 2 * alpha)
     if constant(values):
         p = 0.0 if values[0] <= limit + 1e-9 else 1.0
-    else:
-        p = one_sided(limit - values)
-    return MarginTest(t_interval(values, 1 - 2 * alpha), float(limit), p, p < alpha)
+        return MarginTest(interval, float(limit), p, p < alpha)
+    least, span, n = float(values.min()), float(np.ptp(values)), len(values)
+    count, _, unit = effective_counts(values - least, span)
+    bound, p = (limit - least) / unit, one_sided(limit - values)
+    if 0 < bound < 1:
+        p = max(p, float(scipy_stats().norm.sf((bound - count / n) / np.sqrt(bound * (1 - bound) / n))))
+    high = max(interval.high, least + wilson(values - least, 1 - 2 * alpha, span)[1])
+    return MarginTest(replace(interval, high=high), float(limit), p, p < alpha)
 
 
 def spearman_interval(

@@ -118,6 +118,22 @@ def test_a_mean_below_a_limit():
     assert claims.at_most(spent, 7.0).p == pytest.approx(exact)
 
 
+@pytest.mark.parametrize(("prompts", "t_test"), [(64, 0.07), (192, 0.055)])
+def test_a_mean_of_few_dear_images_is_rarely_found_below_itself(prompts, t_test):
+    """NFE as the shipped policy spends them: three quarters of the images cost 1.5, one in twenty-seven costs 9."""
+    spent, share = np.array([1.5, 3.0, 4.5, 6.0, 7.5, 9.0]), np.array([0.741, 0.134, 0.051, 0.022, 0.015, 0.037])
+    mean = float(spent @ share)
+    alarms = t_alarms = 0
+    for seed in range(1500):
+        drawn = rng(seed).choice(spent, prompts, p=share)
+        found = claims.at_most(drawn, mean)
+        alarms += found.holds
+        t_alarms += scipy_stats.ttest_1samp(drawn, mean, alternative="less").pvalue < 0.05
+        assert found.holds == (found.difference.high < mean)
+    assert alarms / 1500 <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / 1500)
+    assert t_alarms / 1500 > t_test
+
+
 def test_resampled_weights_are_those_of_a_bootstrap():
     weights = st.resampled(30, rng(), 4000)
     assert weights.sum(1) == pytest.approx(1.0)
