@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 
@@ -34,7 +35,8 @@ class FrontierGain:
         below: whether this cost is below that of its cheapest sampler, which is then used at its own, higher cost: a
             gain over it is one, but a deficit is none at equal cost.
         p: two-sided bootstrap p of the null hypothesis that the gain is 0, on whichever side of a kink.
-        most: the largest gain that is not ruled out, at the level of the intervals for all gains of a family together.
+        most: the largest gain that is not ruled out, at the level of the intervals for all gains of a family together,
+            and whichever mixture is the strongest.
         spread: standard deviation of the gain over prompts.
     """
 
@@ -121,10 +123,10 @@ def gains(
         resamples: how many.
     """
     lines = [_lines(pairing) for pairing in pairings]
-    every = np.concatenate(lines)
+    every = np.concatenate([*lines, *(_rivals(pairing, own[0]) for pairing, own in zip(pairings, lines, strict=True))])
     chunks = [min(_CHUNK, resamples - first) for first in range(0, resamples, _CHUNK)]
     draws = np.concatenate([every @ resampled(every.shape[1], rng, count).T for count in chunks], axis=1)
-    together = _level_together(every, draws, level)
+    together = _level_together(every, draws, level)  # the frontier was chosen among its rivals by the same prompts
     found, first = [], 0
     for pairing, own in zip(pairings, lines, strict=True):
         drawn = draws[first : first + len(own)]
@@ -175,6 +177,20 @@ def _level_together(lines: np.ndarray, draws: np.ndarray, level: float) -> float
         return level
     beyond = ((lines.mean(1)[:, None] - draws)[varies] / errors[varies, None]).max(0)
     return max(level, 2 * float(scipy_stats().norm.cdf(np.quantile(beyond, (1 + level) / 2))) - 1)
+
+
+def _rivals(pairing: Pairing, line: np.ndarray) -> np.ndarray:
+    """(L, P) the same as ``line`` over mixtures of any two samplers that could have been the frontier by chance."""
+    mean_c, at = pairing.costs.mean(1), float(pairing.cost.mean())
+    found = []
+    for left, right in product(np.flatnonzero(mean_c < at), np.flatnonzero(mean_c >= at)):
+        gap = pairing.costs[right] - pairing.costs[left], pairing.qualities[right] - pairing.qualities[left]
+        slope, share = gap[1].mean() / gap[0].mean(), (at - mean_c[left]) / gap[0].mean()
+        surplus = pairing.cost - pairing.costs[left] - share * gap[0]
+        found.append(pairing.quality - pairing.qualities[left] - share * gap[1] - slope * surplus)
+    rivals = np.array(found).reshape(-1, len(line))
+    behind = rivals - line
+    return rivals[behind.mean(1) <= _NEAR * behind.std(1) / np.sqrt(len(line))]
 
 
 def _lines(pairing: Pairing) -> np.ndarray:

@@ -180,8 +180,8 @@ def study_section(found: Study, seed: int = 0) -> Section:
         (
             f"{len(found.table)} test prompts, {found.table.attempts} recorded attempts of each; episodes are "
             "read from this table and equal the engine's. Rules are chosen on the prompts of training by calibrated "
-            "probability. Intervals are 95 %, each for itself, paired over prompts; the mixture of rules is chosen on the "
-            "test prompts, which favours the rules.",
+            "probability. Intervals are 95 %, each for itself, paired over prompts; the mixture of rules is chosen on "
+            "the test prompts, which favours the rules.",
             Table(("policy", "NFE", "policy correct", "rules correct", "difference", "rules"), tuple(rows)),
             "Each policy at its costs per NFE:",
             Table(HEAD, tuple(table)),

@@ -1,9 +1,9 @@
 """H2 and H4: the policy against groups of comparators at equal mean cost, along its whole curve.
 
 A group's frontier is the upper hull of its samplers in (mean cost, mean quality): the strongest mixture
-at any cost. The hull is chosen on the same prompts that it is judged on, which favours the comparators: the more of
-them there are about the policy's cost, the more. Along the policy's curve none of its costs per NFE is selected by the
-data.
+at any cost. The hull is chosen on the same prompts that it is judged on, which favours the comparators, the more
+of them there are about the policy's cost; what is ruled out allows for it. Along the policy's curve none of its costs
+per NFE is selected by the data.
 """
 
 from __future__ import annotations

@@ -125,6 +125,20 @@ def along_a_curve(draw, prompts, gain):
     return table(correct, nfe)
 
 
+def among_many(draw, prompts, gain):
+    """H2 at 6 NFE against 24 numbers of steps from 4 to 8 that are correct on .6 to .9, a straight line."""
+    place = draw.random(prompts)
+
+    def verdict(share):
+        return np.where(draw.random(prompts) < 0.8, place, draw.random(prompts)) < share
+
+    names = [f"fixed:{step}" for step in range(24)]
+    costs = np.linspace(4, 8, 24)
+    correct = {name: verdict(0.6 + 0.075 * (cost - 4)) for name, cost in zip(names, costs, strict=True)}
+    nfe = {name: np.full(prompts, cost) for name, cost in zip(names, costs, strict=True)}
+    return table({POLICY: verdict(0.75 + gain), **correct}, {POLICY: np.full(prompts, 6.0), **nfe})
+
+
 def records(images):
     """A table's records by sampler, one image per prompt."""
     return {

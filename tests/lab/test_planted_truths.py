@@ -142,6 +142,16 @@ def test_h2_rules_out_a_gain_at_one_level_for_all_costs():
     assert worse["not supported"] >= 0.95
 
 
+@pytest.mark.slow
+def test_h2_rules_out_no_gain_by_the_luckiest_of_many_comparators():
+    """The strongest mixture is chosen by the same prompts: its own bound ruled out the gain in 30 % of the samples."""
+    claims = {"kinds": ("fixed",), "limit": planted.margin(0.02)}
+    found = outcomes("H2", lambda draw: planted.among_many(draw, 200, 0.02), 200, **claims)
+    assert found["not supported"] <= 0.025 + slack(0.025, 200)
+    worse = outcomes("H2", lambda draw: planted.among_many(draw, 200, -0.15), 40, **claims)
+    assert worse["not supported"] >= 0.95
+
+
 def test_h2_rules_out_nothing_by_a_comparator_that_costs_more():
     def cheaper(draw):
         images = planted.seldom(draw, 200, 0.0)
