@@ -45,6 +45,9 @@ def judge(case: Case) -> Verdict:
         why = f"all {len(means)} prompts have the same number of constraints, {constraints[0]:g}"
         return unanswered("H3", claim, case, control, why, len(means))
     spent, shuffled = means.values["nfe"]
+    if not np.ptp(spent):  # a correlation of 0, without a width, would rule out what a few other prompts may show
+        why = f"all {len(means)} prompts took {spent[0]:g} NFE"
+        return unanswered("H3", claim, case, control, why, len(means))
     level = 1 - claims.alpha
     test = spearman(constraints, spent, case.rng, claims.resamples)
     own = spearman_interval(spent, constraints, case.rng, level, claims.resamples)

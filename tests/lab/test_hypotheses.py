@@ -168,6 +168,14 @@ def test_nothing_follows_constraints_that_are_all_the_same():
     assert found.reason == f"all {PROMPTS} prompts have the same number of constraints, 0"
 
 
+def test_a_policy_that_spent_the_same_on_all_prompts_may_not_on_others():
+    """Spending more on one prompt in thirty is a correlation of .2 or more, of which 20 prompts often show nothing."""
+    constraints, same = np.arange(20) % 4 + 1.0, np.full(20, 1.5)
+    images = planted.table({}, {planted.POLICY: same, SHUFFLED: same + constraints}, constraints)
+    found = HYPOTHESES.load("H3")(planted.case(images, shuffled=SHUFFLED))
+    assert (found.verdict, found.reason) == ("inconclusive", "all 20 prompts took 1.5 NFE")
+
+
 def test_the_effect_and_p_of_h3_are_those_that_decide():
     """Shuffled prompts have a higher correlation: the small p of the difference is no evidence for the claim."""
     draw, constraints = np.random.default_rng(0), np.arange(200) % 4 + 1.0
