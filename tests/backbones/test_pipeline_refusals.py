@@ -9,7 +9,7 @@ import diffusers
 import pytest
 import torch
 from zoo import REFUSED, ZOO
-from zoo.compare import OTHER, PROMPT, adaptive_image, two_lines, wrapped
+from zoo.compare import OTHER, PROMPT, ROUNDING, adaptive_image, difference, own_image, two_lines, wrapped
 
 from addiffusion_env import AdaptivePipeline
 from addiffusion_env.engine.coroutines import act, finished
@@ -141,6 +141,28 @@ def test_values_that_do_not_fit(adaptive, given, says):
     with pytest.raises((ConfigError, CapabilityError)) as error:
         adaptive([PROMPT, OTHER], **given)
     assert says in two_lines(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "says"),
+    [
+        pytest.param("glm_image", {"height": 32}, "a step of GlmImagePipeline failed: .* must match", id="network"),
+        pytest.param("pag_sd15", {"pag_scale": 0.0}, "PAGPipeline refuses its arguments: .*unpack", id="processor"),
+        pytest.param("sd3_inpaint", {"padding_mask_crop": 2}, "refuses its arguments: .*Only PIL", id="after the loop"),
+    ],
+)
+def test_an_error_of_the_pipeline_on_the_way_is_named(name, given, says):
+    """The pipeline's own call raises Python's or torch's errors there; the next call is unaffected."""
+    builder = ZOO[name]
+    usual = {key: value for key, value in builder.arguments(PROMPT).items() if key not in ("prompt", "output_type")}
+    with pytest.raises((RuntimeError, ValueError)):
+        own_image(builder(), {**usual, **given})
+    pipe = builder()
+    adaptive = wrapped(pipe, usual)
+    with pytest.raises((CapabilityError, ConfigError), match=says) as error:
+        adaptive([PROMPT, OTHER], **given)
+    two_lines(error.value)
+    assert difference(adaptive_image(adaptive), own_image(pipe, usual)) <= ROUNDING
 
 
 def test_steps_against_the_policy(adaptive):

@@ -141,7 +141,16 @@ class Evaluator:
     # Evaluating.
 
     def evaluate(self, evaluations: Sequence[Evaluation]) -> list[AtStep]:
-        """Runs evaluations, with network calls joined where that is known not to change the results."""
+        """Runs evaluations, with network calls joined where that is known not to change the results.
+
+        Raises:
+            ConfigError: when a network or the pipeline refuses what it is given.
+            CapabilityError: when one of them fails otherwise.
+        """
+        with pipeline_errors(self.pipe, "an evaluation", evaluations[0].request.arguments):
+            return self._evaluated(evaluations)
+
+    def _evaluated(self, evaluations: Sequence[Evaluation]) -> list[AtStep]:
         adapters = adapters_of(self.pipe)
         for evaluation in evaluations:
             if evaluation.request.adapters != adapters:
@@ -257,8 +266,9 @@ class Evaluator:
     def blank_step(self, call: OpenCall) -> None:
         """Advances a call to its scheduler's step with blank outputs, without network evaluations."""
         call.recorder = None
-        while (request := call.request) is not None:
-            call.answer(self.networks.blank_answer(request))
+        with pipeline_errors(self.pipe, "a step", call.arguments):
+            while (request := call.request) is not None:
+                call.answer(self.networks.blank_answer(request))
         self._at_step(call)
 
     # Images.
@@ -267,9 +277,14 @@ class Evaluator:
         """The pipeline's outputs for final latents, each (1, ...) in the pipeline's layout; decoded together.
 
         If the decoder returns NaN or infinity, the output is an image of NaN.
+
+        Raises:
+            ConfigError: when the decoder or the pipeline refuses what it is given.
+            CapabilityError: when one of them fails otherwise.
         """
         calls = []
-        with kept_precision(self.pipe) as precisions:
+        at_end = pipeline_errors(self.pipe, "the end of a call", ends[0][0].arguments)
+        with at_end, kept_precision(self.pipe) as precisions:
             for request, x in ends:
                 call = self._ending(request)
                 call.finish(x)

@@ -77,7 +77,7 @@ class Networks:
         return first if isinstance(first, int) else 1 if first is None else len(first)
 
     def answer(self, requests: Sequence[NetworkRequest], lanes: list[int]) -> tuple[list[Any], list[int]]:
-        """Answers requests with one network call: the outputs and the number of rows per image of each request.
+        """Answers requests with one network call: the outputs, and rows per image of each request in all its networks.
 
         Args:
             requests: requests that can be joined.
@@ -113,7 +113,7 @@ class Networks:
             answers = site.split(answer, rows, [request.lanes for request in asked])[: len(requests)]
         if first.lanes == 1 and (kind := _blank_key(first)) not in self._blank and not holds_state(answers[0]):
             self._blank[kind] = tree_map_only(Tensor, torch.zeros_like, answers[0])
-        return answers, counts
+        return answers, [count * networks_run(request) for count, request in zip(counts, requests, strict=True)]
 
     def _filling(self, counts: Sequence[int]) -> int:
         """Number of images that pad a call; ``counts`` are the rows of each request."""
@@ -157,6 +157,12 @@ def of_one_image(request: NetworkRequest) -> Inputs:
     """A request's arguments, those of its first image if there are several."""
     inputs: Inputs = request.inputs if request.lanes == 1 else spread(request.inputs)[0]
     return inputs
+
+
+def networks_run(request: NetworkRequest) -> int:
+    """Number of networks that a component runs in one call: a MultiControlNet one for each of its images."""
+    images = request.inputs[1].get("controlnet_cond")
+    return len(images) if hasattr(request.module, "nets") and isinstance(images, list | tuple) else 1
 
 
 def holds_state(value: Any) -> bool:

@@ -121,6 +121,7 @@ class OpenCall:
         overrides: attributes of the copy, for example a cached ``encode_prompt``.
 
     Attributes:
+        arguments: see above.
         index: index of the current step in the plan; -1 before the loop.
         event: the event that it waits for.
         scheduler: its own copy of the pipeline's scheduler.
@@ -132,7 +133,7 @@ class OpenCall:
     """
 
     def __init__(self, pipe: Any, arguments: Mapping[str, Any], overrides: Mapping[str, Any] | None = None) -> None:
-        self.index = -1
+        self.arguments, self.index = arguments, -1
         self.event: Event | None = None
         self.times: Tensor | None = None
         self.begin = 0
