@@ -8,7 +8,17 @@ import diffusers
 import pytest
 import torch
 from zoo import ZOO
-from zoo.compare import OTHER, PROMPT, ROUNDING, check_same, difference, two_lines, wrapped
+from zoo.compare import (
+    OTHER,
+    PROMPT,
+    ROUNDING,
+    adaptive_image,
+    check_same,
+    difference,
+    own_image,
+    two_lines,
+    wrapped,
+)
 
 from addiffusion_env.engine.engine import Engine
 from addiffusion_env.engine.lane import FaultCount
@@ -56,6 +66,36 @@ def test_a_cache_on_the_denoiser_is_refused(name, how):
     if adaptive is not None:
         pipe.transformer.disable_cache()
         check_same(pipe, FLUX, adaptive)
+
+
+PAG = [
+    "pag_sd15",
+    *(pytest.param(f"pag_{name}", marks=pytest.mark.slow) for name in ("sdxl", "sd3", "pixart_sigma", "sana")),
+]
+
+
+@pytest.mark.parametrize("name", PAG)
+def test_attention_processors_belong_to_the_call_that_sets_them(name):
+    """Perturbed-attention guidance sets other processors with classifier-free guidance than without."""
+    builder = ZOO[name]
+    given = {key: value for key, value in builder.arguments(PROMPT).items() if key not in ("prompt", "output_type")}
+    pipe = builder()
+    network = getattr(pipe, *builder.denoisers)
+    processors = network.attn_processors
+    without = own_image(pipe, {**given, "pag_scale": 0.0})
+    adaptive = wrapped(pipe, given)
+    assert network.attn_processors == processors
+    assert torch.equal(own_image(pipe, {**given, "pag_scale": 0.0}), without)
+    made = adaptive_image(adaptive, pag_scale=0.0)
+    assert difference(made, without) <= ROUNDING < difference(made, own_image(pipe, given))
+    backbone, texts = adaptive.backbone, (PROMPT, OTHER, "a cat")
+    _, latents, levels = backbone.begin([(Prompt.of(text), 0) for text in texts], 3, "scheduler")
+    sigma, scales = torch.as_tensor([own[0] for own in levels]), torch.tensor([1.0, 3.0, 3.0])
+    together = backbone.predict(latents.x, sigma, backbone.encode(texts), scales).x0
+    for row, text in enumerate(texts):
+        own = slice(row, row + 1)
+        alone = backbone.predict(latents.x[own], sigma[own], backbone.encode([text]), scales[own]).x0
+        torch.testing.assert_close(together[own], alone, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("inside", [False, True])

@@ -12,7 +12,13 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from addiffusion_env.backbones.calls.arguments import PipelineArguments
-from addiffusion_env.backbones.calls.guards import forked_rng, kept_precision, pipeline_errors, precision_of
+from addiffusion_env.backbones.calls.guards import (
+    attention_layers,
+    forked_rng,
+    kept_precision,
+    pipeline_errors,
+    precision_of,
+)
 from addiffusion_env.backbones.calls.networks import Networks
 from addiffusion_env.backbones.calls.open_call import AtDecode, AtStep, CallEnd, NetworkRequest, OpenCall
 from addiffusion_env.backbones.calls.recording import Recorder
@@ -48,6 +54,7 @@ class Evaluator:
         self.networks = Networks()
         self.texts = TextCache(self.pipe, self.networks.digests)
         self.replays = Replays(self.pipe, self.networks)
+        self._layers = attention_layers(self.pipe)
         self._placed: tuple[Any, Any] | None = None
         self._plans: LruCache[SchedulerPlan] = LruCache(PLANS_KEPT)
 
@@ -69,7 +76,7 @@ class Evaluator:
         if generator is not None:
             arguments["generator"] = generator
         self._check_adapters(request)
-        call = OpenCall(self.pipe, arguments, {**self.texts.overrides(), "_device": self._device()})
+        call = OpenCall(self.pipe, arguments, {**self.texts.overrides(), "_device": self._device()}, self._layers)
         call.recorder = recorder
         rng_state = request.rng_state
         with pipeline_errors(self.pipe, "the beginning of a call", arguments), forked_rng(rng_state):

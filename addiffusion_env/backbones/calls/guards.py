@@ -1,4 +1,4 @@
-"""What surrounds a pipeline's own code: torch's state, random state, error translation, autoencoder precision.
+"""What surrounds a pipeline's own code: torch's state, random state, attention processors, errors, precision.
 
 Grad mode, inference mode, autocast and the stack of torch-function modes (``torch.device`` as a context manager) belong
 to the thread, and all open calls share one thread. Each call's state is therefore restored when the call is resumed,
@@ -8,7 +8,7 @@ and the caller's state when the call is suspended (:class:`TorchState`).
 from __future__ import annotations
 
 import numbers
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -80,6 +80,35 @@ class TorchState:
             self._inference.__enter__()
         if self._outer != _flags():
             _set_flags(self._outer)
+
+
+Processors = tuple[tuple[Any, Any], ...]
+"""Attention layers with the processors that a call has set on them, as perturbed-attention guidance does."""
+
+
+def attention_layers(pipe: Any) -> list[Any]:
+    """The layers of a pipeline's networks that have an attention processor."""
+    networks = (part for part in vars(pipe).values() if isinstance(part, torch.nn.Module))
+    layers = (layer for network in networks for layer in network.modules())
+    return [layer for layer in layers if hasattr(layer, "processor") and hasattr(layer, "set_processor")]
+
+
+def set_processors(processors: Sequence[tuple[Any, Any]]) -> Processors:
+    """Sets the processors of attention layers; returns the previous ones."""
+    before = tuple((layer, layer.processor) for layer, _ in processors)
+    for layer, processor in processors:
+        layer.set_processor(processor)
+    return before
+
+
+@contextmanager
+def with_processors(processors: Processors) -> Iterator[None]:
+    """Context manager in which attention layers have a call's processors; all calls share the layers."""
+    before = set_processors(processors)
+    try:
+        yield
+    finally:
+        set_processors(before)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
+from addiffusion_env.backbones.calls.guards import with_processors
 from addiffusion_env.backbones.calls.joining import Digests, Site, learn, part_key, spread
 from addiffusion_env.backbones.calls.open_call import Inputs, NetworkRequest
 from addiffusion_env.backbones.calls.recording import flattened
@@ -64,7 +65,8 @@ class Networks:
             else:
                 parts = site.inputs.parts(of_one_image(request))
                 own = [part_key(kind, part, self.digests) for kind, part in parts]
-                request.key = (id(request.module), request.form, None if self.uneven else rows, *own)
+                uneven = None if self.uneven else rows
+                request.key = (id(request.module), request.form, request.processors, uneven, *own)
         return request.key
 
     def _known_rows(self, request: NetworkRequest) -> int | None:
@@ -102,7 +104,7 @@ class Networks:
             args, kwargs = site.join(asked, rows, bool(self.compiled))
         name = first.site[0]
         self.network_calls[name] = self.network_calls.get(name, 0) + 1
-        with torch.no_grad():
+        with torch.no_grad(), with_processors(first.processors):
             if self.call_network is None:
                 answer = first.module(*args, **kwargs)
             else:
@@ -137,7 +139,7 @@ class Networks:
         fills_cache = holds_state(request.inputs)  # of keys and values: by the call itself
         if fills_cache or kind not in self._blank:
             args, kwargs = request.inputs
-            with torch.no_grad():
+            with torch.no_grad(), with_processors(request.processors):
                 answer = request.module(*args, **kwargs)
             if fills_cache or holds_state(answer):
                 return answer

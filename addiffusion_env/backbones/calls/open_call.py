@@ -13,14 +13,14 @@ from __future__ import annotations
 import copy
 import functools
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from greenlet import GreenletExit, getcurrent, greenlet
 from torch import Tensor, nn
 
-from addiffusion_env.backbones.calls.guards import TorchState
+from addiffusion_env.backbones.calls.guards import Processors, TorchState, set_processors
 from addiffusion_env.backbones.calls.recording import Recorder
 from addiffusion_env.backbones.calls.stand_ins import (
     LazyTimesteps,
@@ -50,6 +50,7 @@ class NetworkRequest:
         inputs: its arguments; if there are several lanes, values that differ are :class:`joining.Lanes`.
         form: structure of the call: see :func:`form_of`.
         lanes: number of images.
+        processors: the attention processors that its call has set.
         key: equal for requests that can share one call, where that is known (:meth:`networks.Networks.key`).
     """
 
@@ -58,6 +59,7 @@ class NetworkRequest:
     inputs: Inputs
     form: tuple
     lanes: int = 1
+    processors: Processors = ()
     key: Any = None
 
 
@@ -119,6 +121,7 @@ class OpenCall:
         pipe: the pipeline; it is not changed.
         arguments: keyword arguments of its ``__call__``.
         overrides: attributes of the copy, for example a cached ``encode_prompt``.
+        layers: the attention layers whose processors it may replace; they are put back when it is suspended.
 
     Attributes:
         arguments: see above.
@@ -129,16 +132,24 @@ class OpenCall:
         begin: index of the first of them in ``scheduler.timesteps`` (above 0 for image-to-image).
         drawn: the latents that the pipeline prepared, in its own layout; ``None`` if it has no ``prepare_latents``.
         rows: network rows spent since it was opened or resumed.
+        processors: the attention processors that it has set before its loop.
         recorder: records the call's operations up to its scheduler's step; ``None`` for a call that is not recorded.
     """
 
-    def __init__(self, pipe: Any, arguments: Mapping[str, Any], overrides: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        pipe: Any,
+        arguments: Mapping[str, Any],
+        overrides: Mapping[str, Any] | None = None,
+        layers: Sequence[Any] = (),
+    ) -> None:
         self.arguments, self.index = arguments, -1
         self.event: Event | None = None
         self.times: Tensor | None = None
         self.begin = 0
         self.drawn: Tensor | None = None
         self.rows = 0
+        self.processors: Processors = ()
         self.denoises = False
         self.recorder: Recorder | None = None
         self.thread = threading.get_ident()
@@ -147,6 +158,7 @@ class OpenCall:
         self._ending = False
         self._made: dict[str, int] = {}
         self._walked: Any = None
+        self._layers, self._before = layers, []
         own = self._copy(pipe)
         for name, value in (overrides or {}).items():
             own.__dict__[name] = value
@@ -154,7 +166,12 @@ class OpenCall:
 
     def start(self) -> Event:
         """Runs the call up to its first event."""
-        return self._switch(None)
+        self._before = [(layer, layer.processor) for layer in self._layers]
+        try:
+            return self._switch(None)
+        finally:
+            set_processors([pair for pair in self._before if pair[0].processor is not pair[1]])
+            self._before = []
 
     @property
     def request(self) -> NetworkRequest | None:
@@ -252,11 +269,14 @@ class OpenCall:
         """A component was called."""
         if not self.denoises:
             return module(*args, **kwargs)
+        if self._before:
+            replaced = (layer for layer, own in self._before if layer.processor is not own)
+            self.processors = tuple((layer, layer.processor) for layer in replaced)
         count = self._made.get(name, 0)
         self._made[name] = count + 1
         inputs = (args, kwargs)
         form = (name, form_of(args), form_of(kwargs), kwargs.get("return_dict"))
-        request = NetworkRequest((name, count), module, inputs, form)
+        request = NetworkRequest((name, count), module, inputs, form, processors=self.processors)
         if self.recorder is not None:
             self.recorder.asked(request)
         return self._wait(request)

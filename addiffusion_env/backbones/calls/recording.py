@@ -82,7 +82,7 @@ class NetworkCall(NamedTuple):
     """A network call between operations.
 
     Attributes:
-        site, module, form: see :class:`NetworkRequest`.
+        site, module, form, processors: see :class:`NetworkRequest`.
         inputs: its arguments.
         made: the variables in its output.
     """
@@ -90,6 +90,7 @@ class NetworkCall(NamedTuple):
     site: tuple[str, int]
     module: Any
     form: tuple
+    processors: tuple
     inputs: Tree
     made: tuple[Var, ...]
 
@@ -141,7 +142,8 @@ class Recorder(TorchDispatchMode):
     def asked(self, request: Any) -> None:
         """Records the start of a network call."""
         self.requests.append(request)
-        self._asked = (request.site, request.module, request.form, self.tree(request.inputs))
+        kind = (request.site, request.module, request.form, request.processors)
+        self._asked = (*kind, self.tree(request.inputs))
 
     def answered(self, answer: Any) -> None:
         """Records the output of the network call."""

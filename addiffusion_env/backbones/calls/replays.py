@@ -151,7 +151,7 @@ class Block:
         if self._position < len(self.program.calls):
             call = self.program.calls[self._position]
             inputs = call.inputs.filled(self._variable, self._value)
-            self.request = NetworkRequest(call.site, call.module, inputs, call.form, lanes)
+            self.request = NetworkRequest(call.site, call.module, inputs, call.form, lanes, call.processors)
 
     def _values(self, number: int) -> list[Any]:
         if number in self._own:
@@ -301,7 +301,7 @@ class Replays:
             own_maybe = number in program.operands or lane.negative != other.negative
             if large and number not in program.first_slots and own_maybe:
                 return None
-        if (asked.site, asked.module, asked.form) != (first.site, first.module, first.form):
+        if (asked.site, asked.module, asked.form, asked.processors) != first[:4]:
             return None
         slots: dict[int, Any] = {}
         for leaf, found in zip(first.inputs.leaves, first.inputs.structure.flatten_up_to(asked.inputs), strict=True):
