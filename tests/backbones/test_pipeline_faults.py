@@ -89,6 +89,27 @@ def test_encodings_follow_their_encoder(change):
     assert difference(before, wanted) > 0.005
 
 
+@pytest.mark.parametrize("name", ["sd15", "sd3"])
+def test_encodings_under_autocast_stay_there(name):
+    """In bfloat16 they differ, and SD 3's networks refuse those of another precision than their own."""
+    builder, text = ZOO[name], "a photo of the cat"
+    given = {key: value for key, value in builder.arguments(PROMPT).items() if key not in ("prompt", "output_type")}
+    pipe = builder()
+    adaptive = wrapped(pipe, given)
+    encode = adaptive.backbone.evaluator.texts.overrides()["encode_prompt"]
+    more = {key: text for key in ("prompt_2", "prompt_3") if name == "sd3"}
+    settings = {"device": "cpu", "num_images_per_prompt": 1, "do_classifier_free_guidance": True}
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        half = encode(prompt=text, **more, **settings)
+        adaptive_image(adaptive, text)
+    for made, own in zip(
+        encode(prompt=text, **more, **settings), pipe.encode_prompt(text, **more, **settings), strict=True
+    ):
+        assert torch.equal(made, own)
+    assert not torch.equal(half[0], pipe.encode_prompt(text, **more, **settings)[0])
+    check_same(pipe, given, adaptive, text)
+
+
 # Guidance.
 
 

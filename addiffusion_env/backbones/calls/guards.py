@@ -27,12 +27,13 @@ WHERE = (
 AUTOCAST_DEVICES = ("cpu", "cuda")
 
 
+def autocast_state() -> tuple[Any, ...]:
+    """(whether autocast is on, its precision) of each kind of device; networks' outputs depend on it."""
+    return tuple((torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in AUTOCAST_DEVICES)
+
+
 def _flags() -> tuple[Any, ...]:
-    return (
-        torch.is_grad_enabled(),
-        torch.is_autocast_cache_enabled(),
-        *((torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in AUTOCAST_DEVICES),
-    )
+    return (torch.is_grad_enabled(), torch.is_autocast_cache_enabled(), *autocast_state())
 
 
 def _set_flags(flags: tuple[Any, ...]) -> None:

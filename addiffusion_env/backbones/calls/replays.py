@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from addiffusion_env.backbones.calls.guards import autocast_state
 from addiffusion_env.backbones.calls.joining import CONSTANT, LIST, Lanes, part_key
 from addiffusion_env.backbones.calls.networks import Networks, holds_state
 from addiffusion_env.backbones.calls.open_call import AtStep, NetworkRequest, OpenCall
@@ -338,11 +339,11 @@ class Replays:
         return lane
 
     def _state(self) -> Any:
-        """The state of the pipeline that its loop may read: its plain attributes, and those of guiders."""
+        """The state that a pipeline's loop may read: autocast, its plain attributes, and those of guiders."""
         public = [(name, part) for name, part in self.pipe.__dict__.items() if name[0] != "_"]
         plain = [pair for pair in public if isinstance(pair[1], bool | int | float | str)]
         guiders = [part for _, part in public if type(part).__module__.startswith("diffusers.guiders")]
-        return (*plain, *((id(part), str(sorted(vars(part).items(), key=str))) for part in guiders))
+        return (autocast_state(), *plain, *((id(part), str(sorted(vars(part).items(), key=str))) for part in guiders))
 
     def _turn(self, call: OpenCall, at: tuple[int, float]) -> Turn | None:
         recorder, event = call.recorder, call.event

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from addiffusion_env.backbones.calls.guards import autocast_state
 from addiffusion_env.backbones.calls.joining import Digests
 from addiffusion_env.backbones.fingerprint import LruCache, adapters_in, sampled
 from addiffusion_env.backbones.memory import alone
@@ -18,7 +19,7 @@ TEXTS_KEPT = 1024
 
 
 class TextCache:
-    """Results of a pipeline's ``encode_prompt``, by its arguments and the state of its text encoders.
+    """Results of a pipeline's ``encode_prompt``, by its arguments, the state of its text encoders, and autocast.
 
     Args:
         pipe: the pipeline.
@@ -48,7 +49,7 @@ class TextCache:
         @functools.wraps(encode)
         def encoded(*args: Any, **kwargs: Any) -> Any:
             state = encoder_state(self.pipe) if self._state is None else self._state
-            key = (state, self.digests((args, kwargs)))
+            key = (state, autocast_state(), self.digests((args, kwargs)))
             if (known := self._texts.get(key)) is not None:
                 return known[0]
             with alone(self.pipe):
