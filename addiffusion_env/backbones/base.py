@@ -175,6 +175,13 @@ class Backbone(Identified, ABC):
         latents = self._noise([(prompt, seed, "initial") for prompt, seed in images], levels)
         return self.encode([prompt.text for prompt, _ in images]), latents, [levels] * len(images)
 
+    def resumed(self, prompt: Prompt, seed: int, steps: int | None) -> Conditioning:
+        """The conditioning of an image that was begun before, also in another process.
+
+        ``steps`` is its :attr:`.Conditioning.steps`.
+        """
+        return self.encode([prompt.text])
+
     def draw(
         self, prompt: Prompt, seed: int, steps: int, spacing: str, stream: str = "initial"
     ) -> tuple[Latents, np.ndarray]:

@@ -194,6 +194,11 @@ class Conditioning(Batched):
     def __len__(self) -> int:
         return len(self.content)
 
+    @property
+    def steps(self) -> int | None:
+        """Number of steps of the first image's schedule, which open pipeline calls depend on; ``None`` without them."""
+        return self.requests[0].steps if self.requests else None
+
 
 @dataclass(frozen=True)
 class Prediction:

@@ -256,15 +256,7 @@ class PipelineBackbone(Backbone):
         self, prompt: Prompt, seed: int, steps: int, spacing: str, stream: str = "initial"
     ) -> tuple[CallRequest, Latents, np.ndarray]:
         """The request of an image, with the latents and levels that its call begins with."""
-        request = self.request(prompt, steps)
-        generator = request.arguments.pop("generator", None)
-        if generator is None or stream != "initial":
-            generator = keyed_generator(prompt.prompt_id, seed, stream)
-            request.rng_state = keyed_generator(prompt.prompt_id, seed, "global").get_state()
-            if stream != "initial":
-                request.draw_again(generator)
-        else:
-            request.rng_state, request.generator = torch.get_rng_state(), generator
+        request, generator = self._keyed(prompt, seed, steps, stream)
         inner, state = self.evaluator.drawn(request, None, generator)
         plan = self.plan_of(request)
         if spacing == SCHEDULER:
@@ -281,10 +273,31 @@ class PipelineBackbone(Backbone):
         history = replace(latents.history, scheduler=({"index": 0, "values": {}, **state},))
         return request, replace(latents, history=history), levels
 
+    def _keyed(
+        self, prompt: Prompt, seed: int, steps: int | None, stream: str = "initial"
+    ) -> tuple[CallRequest, torch.Generator]:
+        """The request of an image, and the generator of its noise."""
+        request = self.request(prompt, steps)
+        generator = request.arguments.pop("generator", None)
+        if generator is None or stream != "initial":
+            generator = keyed_generator(prompt.prompt_id, seed, stream)
+            request.rng_state = keyed_generator(prompt.prompt_id, seed, "global").get_state()
+            if stream != "initial":
+                request.draw_again(generator)
+        else:
+            request.rng_state, request.generator = torch.get_rng_state(), generator
+        return request, generator
+
+    def resumed(self, prompt: Prompt, seed: int, steps: int | None) -> Conditioning:
+        """See :meth:`Backbone.resumed`."""
+        request, generator = self._keyed(prompt, seed, steps)
+        request.noise = generator
+        return Conditioning({}, self.network.content_positions([prompt.text]), (request,))
+
     def plan_of(self, request: CallRequest) -> SchedulerPlan:
         """The plan of a request's call, which is opened if necessary."""
         if request.plan is None:
-            self.evaluator.drawn(request, None, torch.Generator().manual_seed(0))
+            self.evaluator.drawn(request, None, request.noise_again())
         assert request.plan is not None
         return request.plan
 
@@ -352,7 +365,7 @@ class PipelineBackbone(Backbone):
     def _layout_for(self, x: Tensor, request: CallRequest) -> LatentLayout:
         if known := [layout for layout in self._layouts.values() if layout.shape == tuple(x.shape[1:])]:
             return known[0]
-        return self.layout_of(self.evaluator.drawn(request, None, torch.Generator().manual_seed(0))[0], request)
+        return self.layout_of(self.evaluator.drawn(request, None, request.noise_again())[0], request)
 
     def scheduler_step(
         self, latents: Latents, prediction: Prediction, conditioning: Conditioning, sigma_next: Tensor

@@ -265,6 +265,7 @@ class Lane:
                 self.prompt.constraints,
             ],
             "seed": self.seed,
+            "steps": self.conditioning.steps,
             "latents": [self.latents.x, self.latents.sigma, *(getattr(past, name) for name in HISTORY_TENSORS)],
             "scheduler": past.scheduler[0],
             "rest": torch.from_numpy(np.array(self.rest)),
@@ -319,10 +320,12 @@ def restore_lane(backbone: Backbone, state: Mapping[str, Any]) -> Lane:
     scheduler = state.get("scheduler")
     history = History(x0.to(device), past.cpu(), older_x0.to(device), older_sigma.cpu(), (scheduler,))
     step, nfe, calls, refinements, change = state["counts"]
+    prompt = Prompt(text, prompt_id, task, tuple(phrases), constraints)
     return Lane(
-        prompt=Prompt(text, prompt_id, task, tuple(phrases), constraints),
+        prompt=prompt,
         seed=state["seed"],
-        conditioning=backbone.encode([text]),
+        # States saved before they held a number of steps continue with the pipeline's own.
+        conditioning=backbone.resumed(prompt, state["seed"], state.get("steps")),
         latents=Latents(x.to(device), sigma.cpu(), history),
         rest=state["rest"].numpy(),
         step=step,

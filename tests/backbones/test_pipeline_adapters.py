@@ -13,6 +13,7 @@ from zoo.compare import OTHER, PROMPT, ROUNDING, adaptive_image, check_same, dif
 from addiffusion_env import AdaptivePipeline
 from addiffusion_env.backbones.pipeline_backbone import PipelineBackbone
 from addiffusion_env.errors import ConfigError
+from addiffusion_env.prompts import Prompt
 from addiffusion_lab.tiny_pipelines.tasks import image
 
 pytestmark = pytest.mark.slow
@@ -227,6 +228,36 @@ def test_an_early_exit_of_inpainting_keeps_what_is_not_masked(name):
     torch.testing.assert_close(first[kept], second[kept], atol=1e-5, rtol=1e-5)
     assert (first[masked] - second[masked]).abs().max() > 0.05
     assert difference(whole[..., 12:], early[..., 12:]) < difference(whole[..., :4], early[..., :4])
+
+
+@pytest.mark.parametrize("policy", ["stop:1", "stop:2", "fixed:3"])
+def test_inpainting_at_levels_between_those_of_its_plan(policy):
+    """Its scheduler looks the noise of the kept half up by whole timesteps."""
+    pipe, given = ZOO["sd15_inpaint"](), settings("sd15_inpaint", strength=1.0, num_inference_steps=6)
+    adaptive = wrapped(pipe, given)
+    other = AdaptivePipeline(adaptive.backbone, policy)
+    whole = adaptive([PROMPT, OTHER], seeds=0, output_type="pt").images
+    early = other([PROMPT, OTHER], seeds=0, output_type="pt").images
+    assert (whole[..., 12:] - early[..., 12:]).abs().max() < (whole[..., :4] - early[..., :4]).abs().max()
+
+
+@pytest.mark.parametrize("name", ["sd15_inpaint", "flux_inpaint", "flux_fill", "flux_control"])
+def test_every_call_of_an_image_encodes_and_blends_with_the_same_noise(name):
+    """A call that is too far on is opened again: the image depends on its latents, not on what was evaluated before."""
+    given = settings(name)
+    backbone = wrapped(ZOO[name](), given).backbone
+    steps = given["num_inference_steps"]
+    images = [(Prompt.of(text), seed) for seed, text in enumerate((PROMPT, OTHER, "a cat"))]
+    conditioning, latents, levels = backbone.begin(images, steps, "scheduler")
+    scales = torch.tensor([3.0, 1.0, 3.0])
+    for places in ((2, 0, 1), (1, 1, 0)):  # the first one's calls are too far on for the second
+        sigma = torch.tensor([own[place] for own, place in zip(levels, places, strict=True)])
+        together = backbone.predict(latents.x, sigma, conditioning, scales).x0
+        for row, drawn in enumerate(images):
+            own = slice(row, row + 1)
+            begun, _, _ = backbone.begin([drawn], steps, "scheduler")
+            alone = backbone.predict(latents.x[own], sigma[own], begun, scales[own]).x0
+            torch.testing.assert_close(together[own], alone, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["sd15_img2img", pytest.param("sdxl_img2img", marks=pytest.mark.slow), "sd15_inpaint"])

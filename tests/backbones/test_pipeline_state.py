@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 
 import diffusers
 import pytest
@@ -20,14 +21,59 @@ from zoo.compare import (
     wrapped,
 )
 
+from addiffusion_env.engine.coroutines import advance, finished
 from addiffusion_env.engine.engine import Engine
-from addiffusion_env.engine.lane import FaultCount
+from addiffusion_env.engine.lane import FaultCount, open_lane, restore_lane
 from addiffusion_env.errors import CapabilityError, NumericsError
 from addiffusion_env.prompts import Prompt
 from addiffusion_env.scorers.image_scores import NoScorers
 
 GUIDED = {"num_inference_steps": 4, "height": 16, "width": 16, "guidance_scale": 3.0}
 FLUX = {"num_inference_steps": 4, "height": 16, "width": 16, "max_sequence_length": 32}
+
+# State of a lane.
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("sd15", "EulerAncestralDiscreteScheduler"),
+        ("sd15", "DPMSolverMultistepScheduler"),
+        ("sd15_inpaint", None),
+        pytest.param("flux_inpaint", None, marks=pytest.mark.slow),
+    ],
+)
+@pytest.mark.parametrize("steps", [4, 7])
+def test_a_saved_lane_continues_as_it_would_have(name, kind, steps):
+    """In another process: with its own number of steps, not the pipeline's, and its own noise."""
+
+    def made():
+        builder = ZOO[name]
+        given = {key: value for key, value in builder.arguments(PROMPT).items() if key not in ("prompt", "output_type")}
+        pipe = builder()
+        if kind is not None:
+            pipe.scheduler = getattr(diffusers, kind).from_config(pipe.scheduler.config)
+        adaptive = wrapped(pipe, {**given, "num_inference_steps": 4})
+        engine = Engine(adaptive.backbone, NoScorers(), solver="scheduler")
+        return adaptive.backbone, replace(adaptive.process, steps=steps), engine
+
+    def first(backbone, process):
+        lane = open_lane(backbone, process, Prompt.of(PROMPT), 7)
+        return (yield from advance(process, lane))
+
+    def rest(process, lane):
+        while lane.remaining:
+            lane = yield from advance(process, lane)
+        return (yield from finished(lane)).tensor
+
+    backbone, process, engine = made()
+    lane = engine.run([first(backbone, process)])[0]
+    state = lane.state()
+    whole = engine.run([rest(process, lane)])[0]
+    backbone, process, engine = made()
+    resumed = engine.run([rest(process, restore_lane(backbone, state))])[0]
+    torch.testing.assert_close(resumed, whole, atol=1e-5, rtol=1e-5)
+
 
 # State between calls.
 

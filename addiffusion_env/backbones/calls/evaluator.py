@@ -133,6 +133,7 @@ class Evaluator:
             ((1, ...) latents in the pipeline's layout, :func:`.scheduler.generator_state`).
         """
         before = generator.clone_state() if isinstance(generator, torch.Generator) else None
+        request.noise = request.noise or before
         recorder = None if self.replays.quick(request, scale) else self._recorder()
         call = self.open_call(request, scale, generator, recorder)
         state = generator_state(generator if isinstance(generator, torch.Generator) else None)
@@ -249,24 +250,23 @@ class Evaluator:
             if call.request is not None and call.drawn is not None and same_latents(call.drawn, x):
                 waiting.remove(call)
                 return call
-        generator = torch.Generator().manual_seed(0)
         for drawn, before in request.draws:
             if same_latents(drawn, x):
                 return self.open_call(request, scale, before.clone_state(), self._recorder())
         if "latents" in self.arguments.parameters and "latents" not in request.arguments:
             factor = float(getattr(plan.scheduler, "init_noise_sigma", 1.0))
             try:
-                return self.open_call(request, scale, generator, self._recorder(), latents=x / factor)
+                return self.open_call(request, scale, request.noise_again(), self._recorder(), latents=x / factor)
             except (ConfigError, CapabilityError):
                 pass  # it expects them in a different form
-        return self.open_call(request, scale, generator)
+        return self.open_call(request, scale, request.noise_again())
 
     def _before(self, request: CallRequest, scale: float | None, index: int) -> OpenCall:
         """The waiting call closest before an index of the plan, else a new one; blank outputs bring it to its step."""
         waiting = request.calls(scale)
         best = max((call for call in waiting if call.index < index), key=lambda call: call.index, default=None)
         if best is None:
-            return self.open_call(request, scale, torch.Generator().manual_seed(0))
+            return self.open_call(request, scale, request.noise_again())
         waiting.remove(best)
         return best
 
@@ -308,7 +308,7 @@ class Evaluator:
     def _ending(self, request: CallRequest) -> OpenCall:
         """An open call of a request that waits at its scheduler's step and can be finished."""
         known = next((calls for scale in request.waiting if (calls := request.calls(scale))), None)
-        call = self.open_call(request, None, torch.Generator().manual_seed(0)) if known is None else known.pop(0)
+        call = self.open_call(request, None, request.noise_again()) if known is None else known.pop(0)
         self.blank_step(call)
         return call
 

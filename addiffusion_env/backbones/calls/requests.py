@@ -25,6 +25,7 @@ class CallRequest:
             ``None`` leaves the generator unchanged.
         generator: the user's own, which the noise of steps advances as in the pipeline's call; ``None`` for another.
         waiting: the open calls, by guidance scale.
+        noise: the generator from which its first call drew, at its state before; ``None`` until then.
         draws: noise drawn for it, each with the generator's preceding state, so that a reopened call draws it again.
         lanes: recordings of its loop, by guidance scale (:mod:`calls.replays`).
         adapters: state of the pipeline's adapters when its first call was opened; ``None`` before.
@@ -36,10 +37,20 @@ class CallRequest:
         self.rng_state: Tensor | None = None
         self.generator: torch.Generator | None = None
         self.waiting: dict[float | None, list[OpenCall]] = {}
+        self.noise: torch.Generator | None = None
         self.draws: list[tuple[Tensor, torch.Generator]] = []
         self.lanes: dict[float | None, Any] = {}
         self.adapters: Any = None
         weakref.finalize(self, _close_all, self.waiting)
+
+    @property
+    def steps(self) -> int:
+        """Number of steps of the schedule, as the pipeline's own argument."""
+        return int(self.arguments["num_inference_steps"])
+
+    def noise_again(self) -> torch.Generator:
+        """The generator of a further call, which encodes images and blends with the same noise as the first."""
+        return torch.Generator().manual_seed(0) if self.noise is None else self.noise.clone_state()
 
     def calls(self, scale: float | None) -> list[OpenCall]:
         """The waiting calls at a guidance scale; those of other threads cannot be resumed here and are dropped."""

@@ -61,7 +61,9 @@ class LazyTimesteps(Tensor):
             start = range(self.shape[0])[key].start
             return LazyTimesteps.of(self.plain()[key], self.call, self.offset + start)
         if isinstance(key, int) and key in self.changed:
-            return torch.as_tensor(self.changed[key])
+            time = torch.as_tensor(self.changed[key])
+            # Schedulers with whole timesteps look noise levels up by them.
+            return time if self.is_floating_point() else time.round().to(self.dtype)
         return self.plain()[key]
 
 
