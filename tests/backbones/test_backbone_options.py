@@ -14,7 +14,14 @@ from addiffusion_env.backbones import stable_diffusion
 from addiffusion_env.backbones.emoji import EmojiBackbone
 from addiffusion_env.backbones.memory import check_memory, place
 from addiffusion_env.envs.settings import EnvSettings, load_backbone
-from addiffusion_env.errors import AdDiffusionError, ConfigError, PromptError, UnknownNameError, WeightsError
+from addiffusion_env.errors import (
+    AdDiffusionError,
+    CapabilityError,
+    ConfigError,
+    PromptError,
+    UnknownNameError,
+    WeightsError,
+)
 
 SLOW = pytest.mark.slow  # one UNet and one transformer run in `make test`; the backbone is the same for all
 NAMES = ("sd15", pytest.param("sd21", marks=SLOW), pytest.param("sdxl", marks=SLOW), "flux")
@@ -123,7 +130,7 @@ def test_an_autoencoder_that_overflows_decodes_in_float32(tiny, name, force_upca
 
 def test_the_autoencoder_is_half_again_after_an_error(tiny):
     backbone = half(tiny, "sdxl")
-    with decoded_in(backbone.pipe.vae, broken=True) as precisions, pytest.raises(RuntimeError, match="no"):
+    with decoded_in(backbone.pipe.vae, broken=True) as precisions, pytest.raises(CapabilityError, match="no"):
         backbone.decode(torch.zeros(2, 4, 8, 8))
     assert precisions == [(torch.float32, torch.float32)]
     assert backbone.pipe.vae.dtype == torch.float16

@@ -147,7 +147,9 @@ def test_values_that_do_not_fit(adaptive, given, says):
     ("name", "given", "says"),
     [
         pytest.param("glm_image", {"height": 32}, "a step of GlmImagePipeline failed: .* must match", id="network"),
-        pytest.param("pag_sd15", {"pag_scale": 0.0}, "PAGPipeline refuses its arguments: .*unpack", id="processor"),
+        pytest.param(
+            "pag_pixart_sigma", {"pag_adaptive_scale": 0.5}, "an evaluation of .* failed: .*Boolean", id="loop"
+        ),
         pytest.param("sd3_inpaint", {"padding_mask_crop": 2}, "refuses its arguments: .*Only PIL", id="after the loop"),
     ],
 )
