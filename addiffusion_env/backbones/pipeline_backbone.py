@@ -19,7 +19,7 @@ from torch import Tensor
 from addiffusion_env.backbones.base import Backbone, Capabilities, Load, check_prompts
 from addiffusion_env.backbones.batches import Conditioning, Latents, Prediction
 from addiffusion_env.backbones.calls.arguments import PipelineArguments, check_steps
-from addiffusion_env.backbones.calls.denoiser_hooks import DenoiserHooks, attention_grid
+from addiffusion_env.backbones.calls.denoiser_hooks import DenoiserHooks
 from addiffusion_env.backbones.calls.evaluator import Evaluator
 from addiffusion_env.backbones.calls.latent_layout import LatentLayout
 from addiffusion_env.backbones.calls.loaded import (
@@ -204,7 +204,7 @@ class PipelineBackbone(Backbone):
             image_size=measured.image_size,
             preview_size=self.preview_decoder.size,
             guidance=guidance.name is not None,
-            attention_grid=attention_grid(self.network.module, measured.layout.shape),
+            attention_grid=self.network.grid,
             max_tokens=token_limit(self.pipe, arguments),
             default_steps=arguments.steps,
             default_guidance=guidance.own,

@@ -27,6 +27,7 @@ class DenoiserHooks:
 
     Attributes:
         feature_dim: width of the features; ``None`` if there is no middle block.
+        grid: (h, w) of the attention maps; ``None`` if attention cannot be read.
     """
 
     def __init__(self, evaluator: Evaluator, measured: Measurements) -> None:
@@ -39,22 +40,38 @@ class DenoiserHooks:
         self._wanted: set[int] = set()
         self._grid: tuple[int, int] | None = None
         evaluator.networks.call_network = self._call
-        if self.hook is not None:
-            first_step(evaluator, measured.request, None)
+        self.grid = attention_grid(self.module, measured.layout.shape)
+        self._tokens = 0
+        self._measure()
         features = next(iter(self._features.values()), None)
         self.feature_dim = None if features is None else int(features.shape[-1])
         if features is None:  # the block does not run
             self.hook = None
+
+    def _measure(self) -> None:
+        """Runs a first step to find out which features and attention there are."""
+        if self.hook is None and self.grid is None:
+            return
+        self.watch(None if self.grid is None else torch.ones(1), self.grid)
+        try:
+            first_step(self.evaluator, self.measured.request, None)
+        except CapabilityError:  # no layer at this resolution: the tokens are not those of the latents alone
+            self.grid = None
+            self.watch(None, None)
+            first_step(self.evaluator, self.measured.request, None)
+        maps = self._attention.get(0)
+        self.grid, self._tokens = (None, 0) if maps is None else (self.grid, len(maps))
+        self._wanted = set()
 
     def content_positions(self, texts: Sequence[str]) -> tuple[tuple[int, ...], ...]:
         """For each prompt the positions of its content tokens; empty if attention is not available."""
         pipe = self.evaluator.pipe
         kind = type(self.module).__name__
         tokenizer = getattr(pipe, "tokenizer_2" if kind == "FluxTransformer2DModel" else "tokenizer", None)
-        if kind not in ("UNet2DConditionModel", "FluxTransformer2DModel") or tokenizer is None:
+        if self.grid is None or tokenizer is None:
             return ((),) * len(texts)
         whole = expanded(pipe, tokenizer, texts)
-        ids = tokenize(tokenizer, whole, int(min(tokenizer.model_max_length, 512)), truncate=True)
+        ids = tokenize(tokenizer, whole, int(min(tokenizer.model_max_length, self._tokens)), truncate=True)
         return content_positions(tokenizer, ids)
 
     def watch(self, capture: Tensor | None, grid: tuple[int, int] | None) -> None:
