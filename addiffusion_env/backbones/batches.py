@@ -8,7 +8,7 @@ batch itself, or one selection of it.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -107,6 +107,10 @@ class Batched:
 _names: Callable[[type], tuple[str, ...]] = cache(lambda kind: tuple(item.name for item in fields(kind)))
 
 
+OFF_PLAN = -1
+"""``index`` of a pipeline's scheduler that is not at a step of its plan."""
+
+
 @dataclass(frozen=True)
 class History(Batched):
     """The state of a multistep solver for each lane: its last two predictions.
@@ -138,6 +142,10 @@ class History(Batched):
     def then(self, x0: Tensor, sigma: Tensor) -> History:
         """The history after one more prediction: ``x0`` (B, C, H, W) at noise levels ``sigma`` (B,)."""
         return History(x0, sigma, self.x0, self.sigma)
+
+    def off_plan(self) -> tuple[Mapping[str, Any] | None, ...]:
+        """The state of the pipelines' schedulers off their plans: only their random generators are kept."""
+        return tuple(None if state is None else {**state, "index": OFF_PLAN, "values": {}} for state in self.scheduler)
 
     def __len__(self) -> int:
         return len(self.sigma)
@@ -172,6 +180,12 @@ class Latents(Batched):
     def start(cls, x: Tensor, sigma: Tensor) -> Latents:
         """Latents without history."""
         return cls(x, sigma.to(torch.float64), History.none(x))
+
+    def renewed(self, x: Tensor, sigma: Tensor) -> Latents:
+        """Other latents without history; the noise of a stochastic scheduler continues where it was."""
+        kept = self.history.off_plan()
+        history = History.none(x)
+        return Latents(x, sigma.to(torch.float64), replace(history, scheduler=kept) if any(kept) else history)
 
     def __len__(self) -> int:
         return len(self.sigma)

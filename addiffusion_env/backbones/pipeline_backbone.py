@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from addiffusion_env.backbones.base import Backbone, Capabilities, Load, check_prompts
-from addiffusion_env.backbones.batches import Conditioning, Latents, Prediction
+from addiffusion_env.backbones.batches import OFF_PLAN, Conditioning, Latents, Prediction
 from addiffusion_env.backbones.calls.arguments import PipelineArguments, check_steps
 from addiffusion_env.backbones.calls.denoiser_hooks import DenoiserHooks
 from addiffusion_env.backbones.calls.evaluator import Evaluator
@@ -378,7 +378,7 @@ class PipelineBackbone(Backbone):
         lanes = zip(conditioning.requests, latents.sigma.tolist(), targets, strict=True)
         for row, (request, now, after) in enumerate(lanes):
             plan, state = self.plan_of(request), latents.history.scheduler[row]
-            index = plan.at(now)[0] if state is None else state["index"]
+            index = plan.at(now)[0] if state is None or state["index"] == OFF_PLAN else state["index"]
             if index < len(plan.times) and plan.on_plan(index, now, after):
                 wanted[row] = StepRequest(plan, state, index, prediction.steps[row])
         made, after = self.steps.step(list(wanted.values()))
@@ -394,7 +394,8 @@ class PipelineBackbone(Backbone):
             made = layout.outer(made.float() / rows(factors, made)).to(latents.x)
             x = made if len(taken) == len(targets) else x.index_copy(0, torch.tensor(taken, device=x.device), made)
         past = latents.history.then(prediction.x0, latents.sigma)
-        return Latents(x, sigma_next, replace(past, scheduler=tuple(states)))
+        kept = [state or before for state, before in zip(states, latents.history.off_plan(), strict=True)]
+        return Latents(x, sigma_next, replace(past, scheduler=tuple(kept)))
 
     @torch.no_grad()
     def decode(self, x0: Tensor, conditioning: Sequence[Conditioning] | None = None) -> Tensor:

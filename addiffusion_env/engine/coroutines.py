@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from addiffusion_env.backbones.base import Backbone
-from addiffusion_env.backbones.batches import Latents, evolved
+from addiffusion_env.backbones.batches import OFF_PLAN, Latents, evolved
 from addiffusion_env.engine.lane import (
     Evaluate,
     Finish,
@@ -173,11 +173,11 @@ def regenerate(backbone: Backbone, process: ProcessConfig, lane: Lane, mask: Ten
     at = [torch.tensor([level], dtype=torch.float64) for level in levels]
     if process.refine.renoise != 1:
         x = path.mix(lane.x0, lane.noise(stream), at[0])
-        latents = Latents.start(x, at[0])
+        latents = lane.latents.renewed(x, at[0])
     if mask is not None:
         old_noise = path.noise_of(x_old, lane.x0, at[-1])
         x = mask * x + (1 - mask) * path.mix(lane.x0, old_noise, at[0])
-        latents = Latents.start(x, at[0])
+        latents = latents.renewed(x, at[0])
     refined = lane
     for level, following in zip(levels[1:], at[1:], strict=True):
         outcome: Outcome = yield ask(process, refined, latents, float(level))
@@ -186,12 +186,13 @@ def regenerate(backbone: Backbone, process: ProcessConfig, lane: Lane, mask: Ten
             x = mask * outcome.latents.x + (1 - mask) * path.mix(lane.x0, old_noise, following)
             x0 = mask * outcome.x0 + (1 - mask) * lane.x0
             change = float(relative_change(x0, refined.x0))
-            outcome = outcome._replace(latents=Latents.start(x, following), x0=x0, change=change)
+            outcome = outcome._replace(latents=outcome.latents.renewed(x, following), x0=x0, change=change)
         latents = outcome.latents
         refined = after_evaluation(refined, outcome, rest, process.cost(outcome.calls), lane.step)
-    if mask is None and latents.history.scheduler[0] is not None:
+    scheduler = latents.history.scheduler[0]
+    if mask is None and scheduler is not None and scheduler["index"] != OFF_PLAN:
         return evolved(refined, step=step)  # the pipeline's scheduler is on its timesteps, and its history is kept
-    return evolved(refined, latents=Latents.start(latents.x, at[-1]), step=step)
+    return evolved(refined, latents=latents.renewed(latents.x, at[-1]), step=step)
 
 
 def refine_levels(backbone: Backbone, process: ProcessConfig, lane: Lane) -> tuple[np.ndarray, np.ndarray, int]:

@@ -11,6 +11,12 @@ from zoo import ZOO
 from zoo.compare import OTHER, PROMPT, ROUNDING, adaptive_image, check_same, difference, own_image, wrapped
 
 from addiffusion_env import AdaptivePipeline
+from addiffusion_env.engine.coroutines import act, finished
+from addiffusion_env.engine.engine import Engine
+from addiffusion_env.engine.lane import open_lane
+from addiffusion_env.engine.process import REFINE_PRESETS
+from addiffusion_env.prompts import Prompt
+from addiffusion_env.scorers.image_scores import NoScorers
 from addiffusion_lab.tiny_pipelines import parts as tiny
 
 SD = {"num_inference_steps": 6, "height": 16, "width": 16, "guidance_scale": 3.0}
@@ -162,3 +168,29 @@ def test_noise_of_steps_is_the_images_own():
     wanted = pipe(PROMPT, **FLUX, generator=pipe.scheduler.generator, output_type="pt").images[0]
     assert difference(made, wanted) <= ROUNDING
     assert difference(wanted, own_image(ZOO["flux"](), FLUX)) > 0.005
+
+
+@pytest.mark.parametrize("preset", ["as_published", "resample_short"])
+@pytest.mark.parametrize("kind", ["EulerAncestralDiscreteScheduler", "LCMScheduler"])
+def test_noise_of_steps_after_a_refinement_is_the_images_own(kind, preset):
+    """A refinement leaves the scheduler's plan; its noise stays that of the prompt and seed."""
+    pipe = ZOO["sd15"]()
+    pipe.scheduler = getattr(diffusers, kind).from_config(pipe.scheduler.config)
+    adaptive = wrapped(pipe, {"num_inference_steps": 6, "height": 16, "width": 16, "guidance_scale": 3.0})
+    backbone, process = adaptive.backbone, replace(adaptive.process, refine=REFINE_PRESETS[preset])
+
+    def refined():
+        lane = open_lane(backbone, process, Prompt.of(PROMPT), 0)
+        for action in (0, 0, 2):
+            lane = yield from act(backbone, process, lane, action)
+        while lane.remaining:
+            lane = yield from act(backbone, process, lane, 0)
+        return (yield from finished(lane)).tensor
+
+    images = []
+    with torch.random.fork_rng(devices=[]):
+        for seed in (1, 2):
+            torch.manual_seed(seed)
+            images += Engine(backbone, NoScorers(), solver="scheduler").run([refined()])
+            assert torch.equal(torch.rand(1), torch.rand(1, generator=torch.Generator().manual_seed(seed)))
+    assert torch.equal(*images)
