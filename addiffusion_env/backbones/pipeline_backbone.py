@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from addiffusion_env.backbones.base import Backbone, Capabilities, Load, check_prompts
-from addiffusion_env.backbones.batches import OFF_PLAN, Conditioning, Latents, Prediction
+from addiffusion_env.backbones.batches import Conditioning, Latents, Prediction
 from addiffusion_env.backbones.calls.arguments import PipelineArguments, check_steps
 from addiffusion_env.backbones.calls.denoiser_hooks import DenoiserHooks
 from addiffusion_env.backbones.calls.evaluator import Evaluator
@@ -43,7 +43,7 @@ from addiffusion_env.backbones.pipelines import PipelineSpec, load_pipeline
 from addiffusion_env.backbones.schedules import rows
 from addiffusion_env.backbones.solvers import SCHEDULER, ddim_step
 from addiffusion_env.errors import CapabilityError
-from addiffusion_env.prompts import Prompt, keyed_generator
+from addiffusion_env.prompts import Prompt
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -256,7 +256,8 @@ class PipelineBackbone(Backbone):
         self, prompt: Prompt, seed: int, steps: int, spacing: str, stream: str = "initial"
     ) -> tuple[CallRequest, Latents, np.ndarray]:
         """The request of an image, with the latents and levels that its call begins with."""
-        request, generator = self._keyed(prompt, seed, steps, stream)
+        request = self.request(prompt, steps)
+        generator = request.keyed(prompt, seed, stream)
         inner, state = self.evaluator.drawn(request, None, generator)
         plan = self.plan_of(request)
         if spacing == SCHEDULER:
@@ -273,25 +274,10 @@ class PipelineBackbone(Backbone):
         history = replace(latents.history, scheduler=({"index": 0, "values": {}, **state},))
         return request, replace(latents, history=history), levels
 
-    def _keyed(
-        self, prompt: Prompt, seed: int, steps: int | None, stream: str = "initial"
-    ) -> tuple[CallRequest, torch.Generator]:
-        """The request of an image, and the generator of its noise."""
-        request = self.request(prompt, steps)
-        generator = request.arguments.pop("generator", None)
-        if generator is None or stream != "initial":
-            generator = keyed_generator(prompt.prompt_id, seed, stream)
-            request.rng_state = keyed_generator(prompt.prompt_id, seed, "global").get_state()
-            if stream != "initial":
-                request.draw_again(generator)
-        else:
-            request.rng_state, request.generator = torch.get_rng_state(), generator
-        return request, generator
-
     def resumed(self, prompt: Prompt, seed: int, steps: int | None) -> Conditioning:
         """See :meth:`Backbone.resumed`."""
-        request, generator = self._keyed(prompt, seed, steps)
-        request.noise = generator
+        request = self.request(prompt, steps)
+        request.noise = request.keyed(prompt, seed)
         return Conditioning({}, self.network.content_positions([prompt.text]), (request,))
 
     def plan_of(self, request: CallRequest) -> SchedulerPlan:
@@ -378,8 +364,7 @@ class PipelineBackbone(Backbone):
         lanes = zip(conditioning.requests, latents.sigma.tolist(), targets, strict=True)
         for row, (request, now, after) in enumerate(lanes):
             plan, state = self.plan_of(request), latents.history.scheduler[row]
-            index = plan.at(now)[0] if state is None or state["index"] == OFF_PLAN else state["index"]
-            if index < len(plan.times) and plan.on_plan(index, now, after):
+            if (index := plan.index_of_step(state, now, after)) is not None:
                 wanted[row] = StepRequest(plan, state, index, prediction.steps[row])
         made, after = self.steps.step(list(wanted.values()))
         for row, state in zip(wanted, after, strict=True):

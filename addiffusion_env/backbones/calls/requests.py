@@ -13,6 +13,7 @@ from torch import Tensor
 
 from addiffusion_env.backbones.calls.open_call import OpenCall
 from addiffusion_env.backbones.calls.scheduler import SchedulerPlan
+from addiffusion_env.prompts import Prompt, keyed_generator
 
 
 class CallRequest:
@@ -47,6 +48,18 @@ class CallRequest:
     def steps(self) -> int:
         """Number of steps of the schedule, as the pipeline's own argument."""
         return int(self.arguments["num_inference_steps"])
+
+    def keyed(self, prompt: Prompt, seed: int, stream: str = "initial") -> torch.Generator:
+        """The generator of the image's noise: the one that the user gave, or that of its prompt and seed."""
+        generator = self.arguments.pop("generator", None)
+        if generator is not None and stream == "initial":
+            self.rng_state, self.generator = torch.get_rng_state(), generator
+            return generator
+        self.rng_state = keyed_generator(prompt.prompt_id, seed, "global").get_state()
+        generator = keyed_generator(prompt.prompt_id, seed, stream)
+        if stream != "initial":
+            self.draw_again(generator)
+        return generator
 
     def noise_again(self) -> torch.Generator:
         """The generator of a further call, which encodes images and blends with the same noise as the first."""

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from addiffusion_env.backbones.batches import OFF_PLAN
 from addiffusion_env.backbones.calls.open_call import AtStep, OpenCall
 from addiffusion_env.backbones.calls.recording import Program, Recorder, Var, flattened, same
 from addiffusion_env.backbones.calls.stand_ins import copied, scheduler_copy, scheduler_values
@@ -112,6 +113,19 @@ class SchedulerPlan:
     def on_plan(self, index: int, sigma: float, sigma_next: float) -> bool:
         """Whether a step leads from an evaluation of the plan to the next one."""
         return equal_levels(self._numbers[index], sigma) and equal_levels(self._numbers[index + 1], sigma_next)
+
+    def index_of_step(self, state: State | None, sigma: float, sigma_next: float) -> int | None:
+        """Index of the plan's evaluation between two levels that a lane takes next; ``None`` if it is not in the plan.
+
+        Off its plan, a second-order scheduler enters only at the first evaluation of a step.
+        """
+        if state is not None and state["index"] != OFF_PLAN:
+            places = range(state["index"], state["index"] + 1)
+        else:
+            first, order = self.at(sigma)[0], int(getattr(self.scheduler, "order", 1))
+            places = range(first + -first % order, first + order)
+        last = len(self.times)
+        return next((at for at in places if at < last and self.on_plan(at, sigma, sigma_next)), None)
 
     @functools.cached_property
     def _numbers(self) -> list[float]:
