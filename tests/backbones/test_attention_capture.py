@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from zoo import ZOO
 
 from addiffusion_env.backbones.attention import AttentionStore, captured_attention, joint_attention
 from addiffusion_env.backbones.calls.denoiser_hooks import attention_grid
+from addiffusion_env.backbones.pipeline_backbone import PipelineBackbone
 from addiffusion_env.errors import CapabilityError
 
 SLOW = pytest.mark.slow  # one UNet and one transformer run in `make test`; the backbone is the same for all
@@ -179,3 +181,26 @@ def test_a_grid_that_no_layer_has_is_refused(tiny):
         backbone.predict(*inputs(backbone))
     with pytest.raises(CapabilityError, match="5x5"):
         store.mean()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["deepfloyd_if", "flux_kontext"])
+def test_attention_that_cannot_be_read_is_measured(name):
+    """A UNet without cross-attention of the expected kind, and a transformer that also reads another image's tokens."""
+    builder = ZOO[name]
+    given = {key: value for key, value in builder.arguments("a cup").items() if key not in ("prompt", "output_type")}
+    can = PipelineBackbone(builder(), given, preview="none").capabilities
+    assert can.attention_grid is None and can.feature_dim
+
+
+@pytest.mark.slow
+def test_content_of_a_prompt_at_the_end_of_the_window():
+    """Kolors pads on the left, to its own length."""
+    builder = ZOO["kolors"]
+    given = {key: value for key, value in builder.arguments("a cup").items() if key not in ("prompt", "output_type")}
+    backbone = PipelineBackbone(builder(), given, preview="none")
+    conditioning = backbone.encode(["a photo of a red cup"])
+    x, one = torch.randn(1, *backbone.capabilities.latent_shape), torch.ones(1, dtype=torch.float64)
+    maps = backbone.predict(x, one, conditioning, 3 * one, capture=torch.ones(1, dtype=torch.bool)).attention
+    positions = conditioning.content[0]
+    assert len(positions) >= 3 and max(positions) == maps.shape[1] - 1

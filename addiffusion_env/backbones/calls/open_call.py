@@ -158,7 +158,8 @@ class OpenCall:
         self._ending = False
         self._made: dict[str, int] = {}
         self._walked: Any = None
-        self._layers, self._before = layers, []
+        self._layers = layers
+        self._before: list[tuple[Any, Any]] = []
         own = self._copy(pipe)
         for name, value in (overrides or {}).items():
             own.__dict__[name] = value
