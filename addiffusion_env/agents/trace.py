@@ -151,7 +151,8 @@ class StepCalls(EpisodeObserver):
         backbone: defines the timesteps.
         function: ``callback(pipe, step, timestep, callback_kwargs) -> dict``.
         tensors: which of :data:`CALLBACK_TENSORS` are passed: ``latents`` after the step, and the clean prediction
-            ``x0``, each (1, C, H, W).
+            ``x0``, each (1, C, H, W). Latents are those of :class:`.Latents`: variance preserving, or on the path of a
+            flow, also where the pipeline's scheduler scales its own by sigma (Euler) or packs them into tokens (Flux).
         job: the image.
     """
 
