@@ -6,6 +6,7 @@ objects, so that a run folder from an untrusted source could run code on resume.
 
 from __future__ import annotations
 
+import numbers
 import random
 import warnings
 import zipfile
@@ -62,6 +63,9 @@ def model_state(model: BaseAlgorithm) -> dict[str, Any]:
     last = model._last_obs
     assert isinstance(last, dict) and model._last_episode_starts is not None
     buffer = getattr(model, "replay_buffer", None)
+    # SB3 writes the scalars of an update with those of the next rollout.
+    waiting = {name: value for name, value in model.logger.name_to_value.items() if isinstance(value, numbers.Real)}
+    excluded = model.logger.name_to_excluded
     return {
         "parameters": plain_copy(model.get_parameters()),  # of the policy and its optimiser
         "updates": model._n_updates,
@@ -70,6 +74,7 @@ def model_state(model: BaseAlgorithm) -> dict[str, Any]:
         "memory": plain_copy(getattr(model, "_last_lstm_states", None)),
         "sampling": model.action_space.np_random.bit_generator.state,  # of random actions
         "place": None if buffer is None else [buffer.pos, buffer.full],
+        "logged": {name: float(value) for name, value in waiting.items() if "tensorboard" not in excluded[name]},
         "episodes": [{key: float(value) for key, value in info.items()} for info in model.ep_info_buffer or ()],
         "observation": {key: torch.from_numpy(value.copy()) for key, value in last.items()},
         "starts": torch.from_numpy(np.array(model._last_episode_starts, dtype=bool)),

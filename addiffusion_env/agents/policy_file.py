@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 from gymnasium import spaces
-from safetensors.torch import load_file, save_model
+from safetensors.torch import load_file, save_file
 from stable_baselines3.common.policies import BasePolicy
 from torch import Tensor
 
@@ -159,10 +159,21 @@ def save_policy(folder: Path, policy: BasePolicy, config: PolicyConfig) -> None:
     with writing_to(folder):
         folder.mkdir(parents=True, exist_ok=True)
         config = replace(config, environment=copied(config.environment, folder))
-        # save_model knows that SB3 lists a shared features extractor three times.
-        save_model(policy, str(folder / f".{WEIGHTS_FILE}"))
+        save_file(saved_once(policy.state_dict()), folder / f".{WEIGHTS_FILE}")
         os.replace(folder / f".{WEIGHTS_FILE}", folder / WEIGHTS_FILE)
         write_text(folder / CONFIG_FILE, config_text(config))
+
+
+def saved_once(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors, each under its first name: SB3 lists a shared features extractor three times.
+
+    safetensors' own ``save_model`` notes the other names too, in an order that differs from file to file, so that equal
+    policies would be different files.
+    """
+    kept: dict[Any, tuple[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        kept.setdefault(tensor.data_ptr() or name, (name, tensor))  # an empty tensor has no address
+    return {name: tensor.contiguous() for name, tensor in kept.values()}
 
 
 def config_text(config: PolicyConfig) -> str:

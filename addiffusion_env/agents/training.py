@@ -274,6 +274,9 @@ def resume_or_make(
     if state is not None:
         restore(model, env, state)
     model.set_logger(configure(str(folder / "tensorboard"), ["tensorboard"]))
+    if state is not None:
+        for name, value in state["model"].get("logged", {}).items():  # not in files of earlier versions
+            model.logger.record(name, value)
     return model, state
 
 

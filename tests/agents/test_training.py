@@ -18,7 +18,7 @@ from addiffusion_env.agents import training
 from addiffusion_env.agents.callbacks import Checkpointer, EpisodeLog, pattern_entropy
 from addiffusion_env.agents.checkpoints import checkpoints, read_latest, set_rng_state
 from addiffusion_env.agents.factory import make_rollouts
-from addiffusion_env.agents.policy_file import load_config, load_policy
+from addiffusion_env.agents.policy_file import WEIGHTS_FILE, load_config, load_policy, save_policy
 from addiffusion_env.agents.tabular_training import FRONTIER_COSTS
 from addiffusion_env.config import compose_config
 from addiffusion_env.errors import AdDiffusionError, NumericsError, ResumeError, RunFolderError, WeightsError
@@ -34,8 +34,10 @@ def learn(folder, total, algorithm="maskable_ppo", resume=True, stop_after=None)
     env = make_rollouts({"kind": "local"}, 2, 0, ENV)
     settings = SETTINGS.get(algorithm, PPO)
     model, state = training.resume_or_make(algorithm, env, settings, 0, "cpu", folder, resume)
-    checkpointer = Checkpointer(folder / "checkpoints", every=4)
-    callbacks = [EpisodeLog({"lanes": 2}), checkpointer]
+    log = EpisodeLog({"lanes": 2})
+    log.restore(state)
+    checkpointer = Checkpointer(folder / "checkpoints", every=4, log=log)
+    callbacks = [log, checkpointer]
     if stop_after is not None:
         callbacks.insert(0, Interrupt(checkpointer, stop_after))
     model.learn(total - model.num_timesteps, callback=callbacks, reset_num_timesteps=False)
@@ -86,6 +88,38 @@ def test_an_interrupted_run_of_another_algorithm_ends_like_an_unbroken_one(tmp_p
     if algorithm in ("dqn", "qrdqn"):
         assert again._n_calls == whole._n_calls and again.exploration_rate == whole.exploration_rate
         np.testing.assert_array_equal(again.replay_buffer.rewards, whole.replay_buffer.rewards)
+
+
+def scalars_of(folder):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder / "tensorboard"))
+    events.Reload()
+    return {
+        tag: {event.step: event.value for event in events.Scalars(tag)}
+        for tag in events.Tags()["scalars"]
+        if tag != "time/fps"
+    }
+
+
+def test_the_scalars_of_a_resumed_run_are_those_of_an_unbroken_one(tmp_path):
+    """Those of the last update before the checkpoint too, which are written after the next rollout."""
+    learn(tmp_path / "whole", 24)
+    learn(tmp_path / "broken", 24, stop_after=14)
+    assert learn(tmp_path / "broken", 24)[1]
+    whole, broken = (scalars_of(tmp_path / name) for name in ("whole", "broken"))
+    assert len(whole["train/loss"]) > 1
+    assert broken == whole
+
+
+def test_equal_policies_are_equal_files(tmp_path):
+    """Of networks whose parts share a features extractor, which the file has once."""
+    model, _ = learn(tmp_path / "run", 4)
+    config = load_config(ROOT / "addiffusion_env/agents/pretrained/emoji")
+    for name in ("one", "other"):
+        save_policy(tmp_path / name, model.policy, config)
+    one, other = ((tmp_path / name / WEIGHTS_FILE).read_bytes() for name in ("one", "other"))
+    assert one == other
 
 
 def test_tensorboard_has_the_names(tmp_path):
