@@ -62,12 +62,12 @@ class Registry(Mapping[str, str]):
         return error
 
     def add(self, name: str, target: str) -> None:
-        """Registers ``target`` (``"module:attribute"``) under ``name``.
+        """Registers ``target`` (``"module:attribute"``) under ``name``; again, if its module is reloaded.
 
         Raises:
-            ConfigError: if the name is already registered or the target is not of that form.
+            ConfigError: if the name is registered for another target or the target is not of that form.
         """
-        if name in self._entries:
+        if self._entries.get(name, target) != target:
             raise ConfigError(
                 f"{self.kind} {name!r} is already registered as {self._entries[name]}", "pick another name"
             )

@@ -54,8 +54,10 @@ def test_every_registered_name_loads(registry):
         assert callable(registry.load(name))
 
 
-def test_a_name_can_be_registered_only_once():
+def test_a_name_can_be_registered_for_one_target_only():
     registry = Registry("thing", {"a": "json:loads"})
+    registry.add("a", "json:loads")  # importlib.reload of a module that registers
+    assert dict(registry._entries) == {"a": "json:loads"}
     with pytest.raises(ConfigError, match="thing 'a' is already registered as json:loads"):
         registry.add("a", "json:dumps")
     with pytest.raises(ConfigError, match="not 'module:attribute'"):

@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 from gymnasium import spaces
 
-from addiffusion_env.errors import CapabilityError
+from addiffusion_env.errors import CapabilityError, ConfigError, ContractError, NumericsError
 from addiffusion_env.observations import STANDARD_KEYS, UTILITY, features_of
 from addiffusion_env.scorers.image_scores import ImageScoresBatch
 
@@ -345,9 +345,12 @@ class Observer:
     Raises:
         UnknownNameError: for an unknown key.
         CapabilityError: for a key that needs the denoiser's features if there are none.
+        ConfigError: for no key.
     """
 
     def __init__(self, clip_dim: int, keys: Sequence[str] = STANDARD_KEYS, feature_dim: int = 0) -> None:
+        if not keys:
+            raise ConfigError(f"observation_keys has no key, got {list(keys)}", "use standard, or [timestep]")
         self._features: dict[str, Feature] = features_of(keys)
         requiring = [key for key, feature in self._features.items() if feature.needs_features]
         if requiring and not feature_dim:
@@ -367,8 +370,23 @@ class Observer:
         )
 
     def observe(self, frame: Frame) -> dict[str, np.ndarray]:
-        """(B, dim) float32 for each key, clipped to the space."""
-        return {
-            key: np.clip(feature.make(frame), feature.low, 1.0).astype(np.float32)
-            for key, feature in self._features.items()
-        }
+        """(B, dim) float32 for each key, clipped to the space.
+
+        Raises:
+            ContractError: where a key makes an array of another shape.
+            NumericsError: where it makes NaN.
+        """
+        return {key: self._part(key, np.asarray(feature.make(frame)), frame) for key, feature in self._features.items()}
+
+    def _part(self, key: str, made: np.ndarray, frame: Frame) -> np.ndarray:
+        wanted = (len(frame.budget), self.widths[key])
+        if made.shape != wanted:
+            raise ContractError(
+                f"observation key {key!r} made an array of shape {made.shape}, expected {wanted}",
+                "return one row of width() numbers for each lane",
+            )
+        part = np.clip(made, self._features[key].low, 1.0).astype(np.float32)
+        if np.isnan(part).any():
+            lane = int(np.flatnonzero(np.isnan(part).any(axis=1))[0])
+            raise NumericsError(f"observation key {key!r} is NaN in lane {lane}", "return 0 where nothing is known")
+        return part

@@ -5,7 +5,7 @@ import pytest
 
 from addiffusion_env.checks.base import hold
 from addiffusion_env.checks.observations import OBSERVATION_CONTRACTS
-from addiffusion_env.errors import CapabilityError, ContractError, UnknownNameError
+from addiffusion_env.errors import CapabilityError, ConfigError, ContractError, NumericsError, UnknownNameError
 from addiffusion_env.observations import FEATURES, OBSERVATION_PRESETS, needs_preview
 from addiffusion_env.observations.features import QUALITY, Correctness, Frame, Observer, Spent, Timestep
 
@@ -51,6 +51,38 @@ def test_everything_lies_in_its_space(extreme):
     batch = observer.observe(frame(width=16, extreme=extreme))
     for row in range(4):
         assert observer.space.contains({key: value[row] for key, value in batch.items()})
+
+
+class Flat(Spent):
+    """One number for each lane, without the axis of the key."""
+
+    def make(self, frame):
+        return frame.budget
+
+
+class Unknown(Spent):
+    """NaN in the second lane."""
+
+    def make(self, frame):
+        return np.where(np.arange(4)[:, None] == 1, np.nan, super().make(frame))
+
+
+@pytest.mark.parametrize(
+    ("made", "error", "sentence"),
+    [
+        (Flat, ContractError, r"key 'own' made an array of shape \(4,\), expected \(4, 3\)"),
+        (Unknown, NumericsError, "key 'own' is NaN in lane 1"),
+    ],
+)
+def test_what_a_key_of_ones_own_may_not_make(monkeypatch, made, error, sentence):
+    monkeypatch.setitem(FEATURES._entries, "own", f"{__name__}:{made.__name__}")
+    with pytest.raises(error, match=sentence):
+        Observer(16, ["timestep", "own"]).observe(frame(width=16))
+
+
+def test_an_observation_without_keys_is_refused():
+    with pytest.raises(ConfigError, match=r"observation_keys has no key, got \[\]"):
+        Observer(16, [])
 
 
 def test_quality_names_its_numbers():
