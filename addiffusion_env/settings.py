@@ -148,6 +148,30 @@ def check_arguments(what: str, function: Callable[..., Any], given: Mapping[str,
         _check(f"{name} of {what}", value, _hints(function).get(name, Any), f"see {function.__module__}")
 
 
+def lane_count(count: Any) -> int:
+    """A number of lanes.
+
+    Raises:
+        ConfigError: unless it is a whole number, at least 1.
+    """
+    whole = isinstance(count, numbers.Integral) and not isinstance(count, bool)
+    if not whole or count < 1:
+        wanted = "at least 1" if whole else "a whole number"
+        raise ConfigError(f"num_envs must be {wanted}, got {count!r:.100}", "use 8")
+    return int(count)
+
+
+def whole_seed(seed: Any) -> int:
+    """A seed of a lane.
+
+    Raises:
+        ConfigError: unless it is a whole number, 0 or more.
+    """
+    if isinstance(seed, bool) or not isinstance(seed, numbers.Integral) or seed < 0:
+        raise ConfigError(f"a seed must be a whole number, 0 or more, got {seed!r:.100}", "use 0")
+    return int(seed)
+
+
 def _check(name: str, value: Any, hint: Any, see: str) -> None:
     if not _fits(value, hint):
         wanted = " or ".join(_named(option) for option in _options(hint))
@@ -172,7 +196,8 @@ def _named(hint: Any) -> str:
     origin, inside = typing.get_origin(hint), typing.get_args(hint)
     if origin in (list, collections.abc.Sequence):
         return f"a list of {' or '.join(map(_named, _options(inside[0])))}"
-    return getattr(origin or hint, "__name__", str(hint)).lower()
+    name: str = getattr(origin or hint, "__name__", str(hint))
+    return name if getattr(origin or hint, "__module__", "").startswith("addiffusion_env") else name.lower()
 
 
 def _fits(value: Any, hint: Any) -> bool:

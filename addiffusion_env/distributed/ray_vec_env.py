@@ -18,6 +18,7 @@ from addiffusion_env.envs.settings import EnvSettings
 from addiffusion_env.envs.slot import info_of
 from addiffusion_env.errors import ConfigError, NumericsError, ResumeError, WorkerError
 from addiffusion_env.rewards import make_reward
+from addiffusion_env.settings import lane_count, whole_seed
 
 Observation = dict[str, np.ndarray]
 
@@ -147,6 +148,7 @@ class RayVecEnv(SharedVecEnv):
                 "give the backbone by name: backbone=emoji",
             )
         self._terms = tuple(make_reward(checked.reward).terms)
+        num_envs = lane_count(num_envs)
         self.shares = config.shares(num_envs)
         self.losses = Losses()
         self.dropped = FaultCount(checked.max_faults)
@@ -156,7 +158,7 @@ class RayVecEnv(SharedVecEnv):
         names = ("observation_space", "action_space")
         spaces = [self._answer(0, self.pool.ask(0, "call", "get_attr", name))[0] for name in names]
         super().__init__(num_envs, *spaces)
-        self._first_seed: int | None = seed
+        self._first_seed: int | None = whole_seed(seed)
         self._lane_seeds = np.zeros(num_envs, dtype=np.int64)
         self._episodes = np.full(num_envs, -1, dtype=np.int64)
         self._observation: Observation = {}

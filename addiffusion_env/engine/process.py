@@ -209,7 +209,10 @@ class ProcessConfig(Settings):
                 "for example [3, 5]",
             )
         if self.decide_every != 1:
-            raise ConfigError("decide_at and decide_every were both given", "leave decide_every at 1")
+            raise ConfigError(
+                f"decide_at={list(at)} and decide_every={self.decide_every} were both given",
+                "set decide_every=1 beside decide_at, also where the environment's id sets another",
+            )
 
     def scale_at(self, sigma: float) -> float:
         """Guidance scale of an evaluation at a noise level; 1 outside the interval.

@@ -13,7 +13,6 @@ from addiffusion_env.backbones.fingerprint import digest_of
 from addiffusion_env.envs.episodes import Episodes
 from addiffusion_env.envs.settings import RENDER_MODES, EnvSettings
 from addiffusion_env.envs.slot import ActionSpace, Slot, info_of
-from addiffusion_env.errors import ResumeError
 from addiffusion_env.prompts import PromptList
 
 if TYPE_CHECKING:
@@ -74,12 +73,7 @@ class Restorable:
         Raises:
             ResumeError: if the snapshot has a different number of lanes.
         """
-        lanes = len(self.episodes.slots)
-        if len(snapshot.slots) != lanes:
-            raise ResumeError(
-                f"the snapshot has {len(snapshot.slots)} lanes, this environment {lanes}",
-                f"use num_envs={len(snapshot.slots)}",
-            )
+        self.episodes.check_lanes("snapshot", len(snapshot.slots))
         self.episodes.slots = list(snapshot.slots)
         self.view.filmstrips = [list(cells) for cells in snapshot.filmstrips]
         self.view.over = list(snapshot.over)
@@ -89,7 +83,11 @@ class Restorable:
         return self.episodes.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores :meth:`state_dict`."""
+        """Restores :meth:`state_dict`.
+
+        Raises:
+            ResumeError: if the state has a different number of lanes.
+        """
         self.episodes.load_state_dict(state)
 
 

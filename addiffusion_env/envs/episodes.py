@@ -19,11 +19,12 @@ from addiffusion_env.engine.lane import Begin, Fault, FaultCount, Lane, open_lan
 from addiffusion_env.engine.process import Action
 from addiffusion_env.envs.settings import EnvSettings, load_backbone, load_scorers
 from addiffusion_env.envs.slot import Columns, Framer, InfoMaker, Slot, draw, info_of, numbers_of, plain_copy
-from addiffusion_env.errors import CapabilityError, EpisodeOverError, IllegalActionError
+from addiffusion_env.errors import CapabilityError, EpisodeOverError, IllegalActionError, ResumeError
 from addiffusion_env.observations import needs_preview
 from addiffusion_env.observations.features import Frame, Observer
 from addiffusion_env.rewards import Transition, failures, make_reward, reward_error
 from addiffusion_env.scorers.image_scores import GeneratedImage, ImageScoresBatch, to_pixels
+from addiffusion_env.settings import whole_seed
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ class Episodes:
             old = self.slots[index]
             if seed is None and old is None:
                 raise EpisodeOverError("the first reset of a lane needs a seed", "call reset(seed=0)")
-            place = (old.seed, old.episode + 1) if seed is None and old else (int(seed or 0), first)
+            place = (old.seed, old.episode + 1) if seed is None and old else (whole_seed(seed), first)
             draws.append((*place, chosen or {}))
         slots = self._opened(draws)
         for index, slot in zip(indices, slots, strict=True):
@@ -305,9 +306,22 @@ class Episodes:
         return {"slots": slots, "faults": self.engine.faults.count}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restores :meth:`state_dict`; the settings must be the same."""
+        """Restores :meth:`state_dict`; the settings must be the same.
+
+        Raises:
+            ResumeError: if the state has a different number of lanes.
+        """
+        self.check_lanes("state", len(state["slots"]))
         self.slots = [None if entry is None else self._slot(entry) for entry in state["slots"]]
         self.engine.faults.count = state["faults"]
+
+    def check_lanes(self, what: str, lanes: int) -> None:
+        """Raises a ResumeError for a saved state of another number of lanes."""
+        if lanes != len(self.slots):
+            raise ResumeError(
+                f"the {what} has {lanes} lanes, this environment {len(self.slots)}",
+                f"use num_envs={lanes}",
+            )
 
     def __getstate__(self) -> dict[str, Any]:
         """For pickle and copy: the settings, from which the weights are loaded again, and the state of every lane."""

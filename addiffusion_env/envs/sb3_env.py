@@ -12,7 +12,7 @@ from addiffusion_env.envs.env import AdDiffusionEnv, Restorable, View
 from addiffusion_env.envs.episodes import Episodes
 from addiffusion_env.envs.settings import EnvSettings
 from addiffusion_env.envs.slot import ActionSpace, info_of
-from addiffusion_env.errors import ConfigError
+from addiffusion_env.settings import lane_count, whole_seed
 
 
 class SharedVecEnv(VecEnv):
@@ -47,20 +47,20 @@ class AdDiffusionVecEnv(Restorable, SharedVecEnv):
     Args:
         num_envs: number of lanes.
         seed: lane i is seeded with ``seed + i`` at the first reset.
-        **settings: the fields of :class:`addiffusion_env.envs.settings.EnvSettings`.
+        **settings: the fields of :class:`addiffusion_env.envs.settings.EnvSettings`, with that class's defaults. The
+            process of a registered id is ``**ENVIRONMENTS["AdDiffusion-Emoji-v2"]``.
     """
 
     spec = None
 
     def __init__(self, num_envs: int, seed: int = 0, **settings: Any) -> None:
-        if num_envs < 1:
-            raise ConfigError(f"num_envs must be at least 1, got {num_envs}", "use 8")
+        num_envs = lane_count(num_envs)
         self.settings = EnvSettings.of("num_envs", "seed", **settings)
         self.episodes = Episodes(self.settings, num_envs)
         self.render_mode = self.settings.render_mode
         self.view = View(self.episodes, self.render_mode, AdDiffusionEnv.metadata["render_fps"])
         super().__init__(num_envs, self.episodes.observer.space, ActionSpace())
-        self._first_seed: int | None = seed
+        self._first_seed: int | None = whole_seed(seed)
         self._actions = np.zeros(num_envs, dtype=np.int64)
 
     def reset(self) -> dict[str, np.ndarray]:  # type: ignore[override]

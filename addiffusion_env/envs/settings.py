@@ -184,10 +184,9 @@ class EnvSettings:
         else:
             cost_per_nfe = self.cost_per_nfe
         bounds = [cost_per_nfe, cost_per_nfe] if isinstance(cost_per_nfe, int | float) else list(cost_per_nfe)
-        if len(bounds) != 2 or not 0 <= bounds[0] <= bounds[1]:
-            raise ConfigError(
-                f"cost_per_nfe must be a number or [low, high] with 0 <= low <= high, got {cost_per_nfe!r}", "use 0.01"
-            )
+        if len(bounds) != 2 or not 0 <= bounds[0] <= bounds[1] < math.inf:
+            wanted = "a finite number or [low, high] with 0 <= low <= high"
+            raise ConfigError(f"cost_per_nfe must be {wanted}, got {cost_per_nfe!r}", "use 0.01")
         return float(bounds[0]), float(bounds[1])
 
     def typical_cost(self) -> float:
@@ -268,7 +267,8 @@ class EnvSettings:
             known = inspect.signature(make).parameters
             for key in self.prompt_options:
                 if key not in known:
-                    raise ConfigError(f"prompt source {prompts!r} has no option {key!r}", nearest(key, known))
+                    cause = f"prompt source {prompts!r} has no option {key!r}, got {dict(self.prompt_options)}"
+                    raise ConfigError(cause, f"leave it out, also where the id adds it; {nearest(key, known)}")
             for key, item in known.items():
                 if item.default is item.empty and item.kind != item.VAR_KEYWORD and key not in self.prompt_options:
                     raise ConfigError(f"prompt source {prompts!r} needs {key!r}", f"prompt_options={{{key}: VALUE}}")

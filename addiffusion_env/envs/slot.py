@@ -132,12 +132,12 @@ def draw(
             same.
         seed: of the lane.
         episode: index of the episode under that seed.
-        options: see :data:`RESET_OPTIONS`.
+        options: see :data:`RESET_OPTIONS`; ``None`` is as if it were left out.
 
     Raises:
         ConfigError: for an unknown option, a value of another type or below 0, or a ``prompt_id`` without a ``prompt``.
     """
-    options = present("reset option", options)
+    options = {key: value for key, value in present("reset option", options).items() if value is not None}
     for key in options:
         if key not in RESET_OPTIONS:
             raise ConfigError(f"reset has no option {key!r}", nearest(key, RESET_OPTIONS))

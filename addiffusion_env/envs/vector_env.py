@@ -15,6 +15,7 @@ from addiffusion_env.envs.episodes import Episodes
 from addiffusion_env.envs.settings import RENDER_MODES, EnvSettings
 from addiffusion_env.envs.slot import ActionSpace, Columns
 from addiffusion_env.errors import ConfigError, EpisodeOverError, unknown
+from addiffusion_env.settings import lane_count, whole_seed
 
 Observation = dict[str, np.ndarray]
 
@@ -56,8 +57,7 @@ class AdDiffusionVectorEnv(Restorable, VectorEnv):
         max_episode_steps: int | None = None,
         **settings: Any,
     ) -> None:
-        if num_envs < 1:
-            raise ConfigError(f"num_envs must be at least 1, got {num_envs}", "use 8")
+        num_envs = lane_count(num_envs)
         self.autoreset_mode = _mode(autoreset_mode)
         self.metadata = {**self.metadata, "autoreset_mode": self.autoreset_mode}
         self.render_mode = settings.get("render_mode")
@@ -84,15 +84,17 @@ class AdDiffusionVectorEnv(Restorable, VectorEnv):
         Args:
             seed: lane i is seeded with ``seed + i``, or with ``seed[i]``. A lane without a seed continues with its
                 next episode; before its first episode it draws a seed.
-            options: as for the scalar environment; a list holds one value per lane. ``reset_mask``, (num_envs,) bool,
-                resets only these lanes: ``info`` is theirs, the observation is that of all lanes.
+            options: as for the scalar environment; a list holds one value per lane, or ``None``.
+                ``reset_mask``, (num_envs,) bool, resets only these lanes: ``info`` is theirs, observations are all.
 
         Raises:
-            ConfigError: if a list does not have one entry per lane, or ``reset_mask`` is not a mask.
+            ConfigError: if a list does not have one entry per lane, a seed is not a whole number of 0 or more, or
+                ``reset_mask`` is not a mask.
             EpisodeOverError: if ``reset_mask`` leaves out a lane that never had an episode.
         """
-        single = isinstance(seed, int | np.integer)
-        super().reset(seed=int(seed) if single else None)  # type: ignore[arg-type]
+        if seed is not None and (isinstance(seed, str) or not isinstance(seed, Sequence | np.ndarray)):
+            seed = whole_seed(seed)
+        super().reset(seed=seed if isinstance(seed, int) else None)
         given = dict(options or {})
         lanes = self._lanes(given.pop("reset_mask", None))
         seeds = self._seeds(seed)
@@ -117,8 +119,8 @@ class AdDiffusionVectorEnv(Restorable, VectorEnv):
         return [int(index) for index in np.flatnonzero(chosen)]
 
     def _seeds(self, seed: int | Sequence[int | None] | None) -> list[int | None]:
-        if isinstance(seed, int | np.integer):
-            return [int(seed) + index for index in range(self.num_envs)]
+        if isinstance(seed, int):
+            return [seed + index for index in range(self.num_envs)]
         seeds = [None] * self.num_envs if seed is None else list(seed)
         if len(seeds) != self.num_envs:
             raise ConfigError(

@@ -122,6 +122,11 @@ def test_a_snapshot_can_be_restored_in_another_environment():
     assert same(one.step(2), other.step(2))
     with pytest.raises(ResumeError, match="the snapshot has 1 lanes, this environment 2\n  -> use num_envs=1"):
         AdDiffusionVectorEnv(2, **RICH).restore(one.snapshot())
+    pair = AdDiffusionVectorEnv(2, **RICH)
+    pair.reset(seed=1)
+    with pytest.raises(ResumeError, match="the state has 1 lanes, this environment 2\n  -> use num_envs=1"):
+        pair.load_state_dict(one.state_dict())
+    assert pair.step([0, 0])[1].shape == (2,), "a state that is refused changes nothing"
 
 
 def test_a_state_of_an_ended_lane_stays_ended():

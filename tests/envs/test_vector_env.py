@@ -71,6 +71,15 @@ def test_options_may_differ_by_lane():
         env.reset(seed=[1])
 
 
+def test_an_option_of_none_is_none_for_that_lane():
+    env = AdDiffusionVectorEnv(2, **SETTINGS)
+    _, drawn = env.reset(seed=1)
+    _, given = env.reset(seed=1, options={"cost_per_nfe": [0.2, None], "seed": [None, 7], "prompt": [None, "a dog"]})
+    assert given["cost_per_nfe"].tolist() == [0.2, drawn["cost_per_nfe"][1]]
+    assert given["seed"].tolist() == [drawn["seed"][0], 7]
+    assert given["prompt"].tolist() == [drawn["prompt"][0], "a dog"]
+
+
 def test_masks_and_frames():
     env = AdDiffusionVectorEnv(2, render_mode="rgb_array", **SETTINGS)
     env.reset(seed=0)
@@ -80,9 +89,32 @@ def test_masks_and_frames():
     assert [frame.shape for frame in env.render()] == [(296, 256, 3)] * 2
 
 
-def test_no_lanes_is_refused():
-    with pytest.raises(ConfigError, match="num_envs must be at least 1, got 0"):
-        AdDiffusionVectorEnv(0)
+@pytest.mark.parametrize("make", [AdDiffusionVectorEnv, AdDiffusionVecEnv])
+@pytest.mark.parametrize(
+    ("lanes", "words"),
+    [(0, "at least 1, got 0"), (1.5, "a whole number, got 1.5"), ("2", "a whole number, got '2'"), (True, "got True")],
+)
+def test_what_is_no_number_of_lanes_is_refused(make, lanes, words):
+    with pytest.raises(ConfigError, match=f"num_envs must be .*{words}"):
+        make(lanes)
+
+
+@pytest.mark.parametrize(("seed", "seen"), [(-1, "-1"), (1.5, "1.5"), ("a", "'a'"), (True, "True")])
+def test_what_is_no_seed_is_refused(seed, seen):
+    """In a list, too: int() would have made 2 of 2.5."""
+    env = AdDiffusionVectorEnv(2, **SETTINGS)
+    words = rf"a seed must be a whole number, 0 or more, got {seen}\n  -> "
+    for given in (seed, [3, seed]):
+        with pytest.raises(ConfigError, match=words):
+            env.reset(seed=given)
+    with pytest.raises(ConfigError, match=words):
+        AdDiffusionVecEnv(2, seed=seed, **SETTINGS)
+
+
+def test_seeds_of_numpy_are_the_numbers():
+    env = AdDiffusionVectorEnv(2, **SETTINGS)
+    seeds = [env.reset(seed=seed)[1]["seed"].tolist() for seed in (3, np.int64(3), np.array([3, 4]), (3, np.int32(4)))]
+    assert seeds == [seeds[0]] * 4
 
 
 def test_a_restored_state_continues_exactly():
