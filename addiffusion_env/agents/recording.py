@@ -137,7 +137,10 @@ class Recording:
 
     def table(self) -> AttemptTable:
         """The table of the run; see :meth:`record`."""
-        return self.record(self.prompts(), "table")
+        prompts, wanted = self.prompts(), self.tabular.images
+        if (found := len(prompts)) < wanted:
+            print(f"prompts: {found} in all, fewer than tabular.images={wanted}: each is recorded once", flush=True)
+        return self.record(prompts, "table")
 
     def with_calibrator(self) -> Recording:
         """The same with an environment that uses the calibrator of this run, as ``tabular.calibrator`` says.

@@ -345,12 +345,14 @@ class Observer:
     Raises:
         UnknownNameError: for an unknown key.
         CapabilityError: for a key that needs the denoiser's features if there are none.
-        ConfigError: for no key.
+        ConfigError: for no key, or one that is named twice.
     """
 
     def __init__(self, clip_dim: int, keys: Sequence[str] = STANDARD_KEYS, feature_dim: int = 0) -> None:
         if not keys:
             raise ConfigError(f"observation_keys has no key, got {list(keys)}", "use standard, or [timestep]")
+        if len(set(keys)) < len(keys):
+            raise ConfigError(f"observation_keys names a key twice, got {list(keys)}", "name each once")
         self._features: dict[str, Feature] = features_of(keys)
         requiring = [key for key, feature in self._features.items() if feature.needs_features]
         if requiring and not feature_dim:

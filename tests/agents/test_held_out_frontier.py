@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from huggingface_hub import ModelCard
 
+from addiffusion_env import ENVIRONMENTS
 from addiffusion_env.agents.algorithms import make_model
 from addiffusion_env.agents.callbacks import EpisodeLog
 from addiffusion_env.agents.checkpoints import Snapshot
@@ -69,6 +70,15 @@ def test_a_file_gives_what_it_has(tmp_path, held_out, expected):
         again = ids(recording.held_out_prompts(found))
         assert len(again) == 5 and not set(again) & {*trained, *found}
     assert recording_of(environment, images=20, held_out=5).held_out_prompts() == []
+
+
+def test_fewer_prompts_than_were_asked_for_are_said(tmp_path, capsys):
+    path = tmp_path / "prompts.txt"
+    path.write_text("a photo of a dog")
+    process = {**ENVIRONMENTS["AdDiffusion-Emoji-v2"], "prompts": "text_file", "prompt_options": {"path": str(path)}}
+    table = recording_of(process, tmp_path, images=2, attempts=2).table()
+    assert len(table) == 1
+    assert "prompts: 1 in all, fewer than tabular.images=2" in capsys.readouterr().out
 
 
 def test_a_grammar_gives_what_it_has():

@@ -83,6 +83,8 @@ def test_what_a_key_of_ones_own_may_not_make(monkeypatch, made, error, sentence)
 def test_an_observation_without_keys_is_refused():
     with pytest.raises(ConfigError, match=r"observation_keys has no key, got \[\]"):
         Observer(16, [])
+    with pytest.raises(ConfigError, match=r"names a key twice, got \['clip', 'timestep', 'clip'\]"):
+        Observer(16, ["clip", "timestep", "clip"])
 
 
 def test_quality_names_its_numbers():
