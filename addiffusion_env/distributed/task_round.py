@@ -73,7 +73,8 @@ class TaskRound:
         while self.running or (self.waiting and self.trouble is None):
             while self.idle and self.waiting and self.trouble is None:
                 self._give(self.idle.pop(), self.waiting.popleft())
-            ready, _ = ray.wait(list(self.running), timeout=POLL)
+            due = min(until for *_, until in self.running.values()) - time.monotonic()
+            ready, _ = ray.wait(list(self.running), timeout=min(POLL, max(0.0, due)))
             now = time.monotonic()
             for ref in ready or [ref for ref, (*_, until) in self.running.items() if until < now]:
                 yield from self._take(ref)
