@@ -137,10 +137,11 @@ def draw(
     Raises:
         ConfigError: for an unknown option, a value of another type or below 0, or a ``prompt_id`` without a ``prompt``.
     """
-    options = {key: value for key, value in present("reset option", options).items() if value is not None}
+    options = present("reset option", options)
     for key in options:
         if key not in RESET_OPTIONS:
             raise ConfigError(f"reset has no option {key!r}", nearest(key, RESET_OPTIONS))
+    options = {key: value for key, value in options.items() if value is not None}
     prompt, prompt_id = options.get("prompt"), options.get("prompt_id")
     if prompt_id is not None and prompt is None:
         raise ConfigError("reset was given a prompt_id without a prompt", "give both, or a prompt alone")

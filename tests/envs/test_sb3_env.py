@@ -72,9 +72,10 @@ def test_options_take_effect_once(options):
     vec.seed(3)
     vec.reset()
     assert [info["prompt"] for info in vec.reset_infos] == drawn
-    vec.set_options({"promt": "a dog"})
-    with pytest.raises(AdDiffusionError, match="reset has no option 'promt'\n  -> did you mean 'prompt'"):
-        vec.reset()
+    for prompt in ("a dog", None):
+        vec.set_options({"promt": prompt})
+        with pytest.raises(AdDiffusionError, match="reset has no option 'promt'\n  -> did you mean 'prompt'"):
+            vec.reset()
 
 
 def test_sb3s_methods_reach_the_lanes():
