@@ -14,7 +14,14 @@ from itertools import product
 import numpy as np
 
 from addiffusion_env.evaluation.records import Record
-from addiffusion_env.evaluation.statistics import Interval, bootstrap_p, resampled, scipy_stats, score_interval
+from addiffusion_env.evaluation.statistics import (
+    Interval,
+    bootstrap_p,
+    range_of,
+    resampled,
+    scipy_stats,
+    score_interval,
+)
 from addiffusion_env.evaluation.tables import column, common
 
 _CHUNK = 500  # resamples at once: bounds memory at chunk x prompts
@@ -131,7 +138,7 @@ def gains(
     for pairing, own in zip(pairings, lines, strict=True):
         drawn = draws[first : first + len(own)]
         first += len(own)
-        unit = _size(pairing)
+        unit = range_of(pairing.quality, pairing.qualities)
         low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2], axis=1)
         alone = [score_interval(line, level, unit) for line in own]
         low, high = min(low.min(), *(one.low for one in alone)), max(high.max(), *(one.high for one in alone))
@@ -153,12 +160,6 @@ def gains(
             )
         )
     return found
-
-
-def _size(pairing: Pairing) -> float:
-    """Size of a difference in quality that may be seen: the range of the qualities; 1 where all are the same."""
-    every = np.concatenate([pairing.quality[None], pairing.qualities])
-    return float(np.ptp(every)) or 1.0
 
 
 def _level_together(lines: np.ndarray, draws: np.ndarray, level: float) -> float:

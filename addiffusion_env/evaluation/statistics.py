@@ -235,11 +235,9 @@ def share_interval(values: np.ndarray, level: float = 0.95) -> Interval:
 def wilson(values: np.ndarray, level: float, unit: float = 1.0) -> tuple[float, float]:
     """Wilson's bounds of the mean of values of 0 or more, in the unit of :func:`.effective_counts`."""
     above, _, unit = effective_counts(values, unit)
-    z, n = float(scipy_stats().norm.ppf((1 + level) / 2)), len(values)
-    share = above / n
-    centre, half = share + z**2 / (2 * n), z * np.sqrt(max(0.0, share * (1 - share)) / n + (z / (2 * n)) ** 2)
-    low, high = (unit * float((centre + side) / (1 + z**2 / n)) for side in (-half, half))
-    return low, high
+    interval = statsmodels("stats.proportion").proportion_confint
+    low, high = interval(above, len(values), alpha=1 - level, method="wilson")
+    return unit * float(low), unit * float(high)
 
 
 def t_interval(values: np.ndarray, level: float) -> Interval:
@@ -300,12 +298,12 @@ def paired_share_interval(first: np.ndarray, second: np.ndarray, level: float = 
     """
     if not shares(*pair(first, second)):
         raise ConfigError("a score interval needs shares in [0, 1]", "use mean_interval of the differences")
-    return score_interval(differences(first, second), level, _size(first, second))
+    return score_interval(differences(first, second), level, range_of(first, second))
 
 
-def _size(*arrays: np.ndarray) -> float:
+def range_of(*arrays: np.ndarray) -> float:
     """Size of a difference that may be seen: the range of the values; 1 where all are the same."""
-    values = np.concatenate(arrays)
+    values = np.concatenate([array.ravel() for array in arrays])
     return float(np.ptp(values)) or 1.0
 
 
@@ -370,7 +368,7 @@ def non_inferior(first: np.ndarray, second: np.ndarray, margin: float, alpha: fl
     first, second = pair(first, second)
     margin, level = positive_margin(margin), 1 - 2 * alpha
     if shares(first, second):
-        above, below, unit = effective_counts(first - second, _size(first, second))
+        above, below, unit = effective_counts(first - second, range_of(first, second))
         score = paired_share_score(above, below, len(first), -margin / unit) if margin < unit else np.inf
         p, interval = float(scipy_stats().norm.sf(score)), paired_share_interval(first, second, level)
     else:
