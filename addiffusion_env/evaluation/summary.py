@@ -16,10 +16,11 @@ from addiffusion_env.evaluation.statistics import (
     Interval,
     MarginTest,
     Significance,
+    differences,
     holm,
     mean_interval,
     non_inferior,
-    paired_interval,
+    paired_share_interval,
     share_interval,
     spearman,
     wilcoxon,
@@ -232,7 +233,10 @@ def pair_rows(focus: str, groups: Mapping[str, Sequence[Record]], primary: str) 
     adjusted = holm({name: test.p for name, test in tests.items()})
 
     def difference(name: str, of: str) -> Interval:
-        return paired_interval(*paired(groups[focus], groups[name], of), generator(focus, name, of), LEVEL)
+        both = paired(groups[focus], groups[name], of)
+        if of == "correct":
+            return paired_share_interval(*both, LEVEL)
+        return mean_interval(differences(*both), generator(focus, name, of), LEVEL)
 
     return tuple(
         PairRow(

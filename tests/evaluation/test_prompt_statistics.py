@@ -2,12 +2,14 @@
 
 import numpy as np
 import pytest
+from eval_records import record
 from scipy import stats as scipy_stats
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
 from addiffusion_env.errors import ConfigError
 from addiffusion_env.evaluation import statistics as st
+from addiffusion_env.evaluation.summary import pair_rows
 from addiffusion_lab.claims.statistics import prompts_for_non_inferiority
 
 
@@ -54,19 +56,29 @@ def test_shares_over_seeds_cover_the_truth_where_a_bootstrap_does_not():
 def test_pairing_removes_what_prompts_share():
     hard = rng().normal(0, 5, 200)
     first, second = hard + 0.1 + rng(1).normal(0, 0.05, 200), hard
-    found = st.paired_interval(first, second, rng(2))
+    found = st.mean_interval(st.differences(first, second), rng(2))
     assert found.low > 0.08
     assert found.high < 0.12
 
 
 def test_verdicts_that_do_not_differ_may_differ_on_other_prompts():
     right = np.ones(20)
-    found = st.paired_interval(right, right, rng())
+    found = st.paired_share_interval(right, right)
     assert (found.low, found.high) == pytest.approx((-0.1611, 0.1611), abs=1e-4)  # z^2 / (n + z^2)
-    few, more = np.repeat([1.0, 0.0], [18, 2]), np.repeat([1.0, 0.0], [15, 5])
-    assert st.paired_interval(few, more, rng()) == st.paired_share_interval(few, more)
     scores = rng().normal(0.25, 0.01, (2, 30))  # of a scorer, in [0, 1] and no shares
-    assert st.paired_interval(*scores, rng(1)) == st.mean_interval(scores[0] - scores[1], rng(1))
+    assert st.shares(right, right)
+    assert not st.shares(*scores)
+    found = st.paired_share_interval(np.full(9, 1 / 3), np.full(9, 2 / 3))  # averages that are nowhere 0, 1 or equal
+    assert found.estimate == pytest.approx(-1 / 3)
+
+
+def test_only_verdicts_are_compared_as_shares():
+    """The NFE of a sampler that takes half an evaluation are in [0, 1] too, and their difference is exact."""
+    mine = [record("policy:x", n, nfe=0.5, correct=True) for n in range(20)]
+    other = [record("fixed:1", n, nfe=1.0, correct=True) for n in range(20)]
+    (row,) = pair_rows("policy:x", {"policy:x": mine, "fixed:1": other}, "correct")
+    assert (row.nfe.estimate, row.nfe.low, row.nfe.high) == (-0.5, -0.5, -0.5)
+    assert (row.quality.low, row.quality.high) == pytest.approx((-0.1611, 0.1611), abs=1e-4)
 
 
 def test_wilcoxon_counts_ties_as_pratt_does():
