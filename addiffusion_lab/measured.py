@@ -296,6 +296,7 @@ def _vlm_section(rows: Sequence[Mapping[str, Any]]) -> Section:
     )
     words = (
         f"{rows[0]['focus']} against others, judged by {rows[0]['judge']} (wording {rows[0]['template']}): pairs of "
-        "one prompt and seed in both orders; disagreement counts as a tie, ties count half; 95 % bootstrap intervals."
+        "one prompt and seed in both orders; disagreement counts as a tie, ties count half. Intervals of 95 % are "
+        "Tango's score intervals."
     )
     return Section("VLM judge", (words, table))

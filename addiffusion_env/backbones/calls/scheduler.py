@@ -36,8 +36,8 @@ LEVEL_TOLERANCE = 1e-6
 """Relative tolerance of equal levels: schedulers store theirs in single precision."""
 
 State = Mapping[str, Any]
-"""A lane's scheduler after a step: ``index`` of the next step, ``values`` of its attributes, and
-:func:`generator_state`."""
+"""A lane's scheduler after a step: ``index`` of the next step (:data:`.OFF_PLAN` off its plan), ``values`` of its
+attributes, and :func:`generator_state`."""
 
 
 def generator_state(generator: torch.Generator | None) -> dict[str, Any]:
@@ -135,7 +135,7 @@ class SchedulerPlan:
         """One step of the pipeline's own scheduler.
 
         Args:
-            state: state from the previous :meth:`step`; ``None`` to enter the plan at ``index``.
+            state: state from the previous :meth:`step`; ``None`` or one off the plan to enter it at ``index``.
             index: index of the plan's evaluation.
             at: the arguments of the scheduler's step.
 
