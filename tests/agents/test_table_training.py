@@ -6,15 +6,19 @@ import numpy as np
 import pytest
 import torch
 
+import train_sb3
+from addiffusion_env.agents.recording import Recording
 from addiffusion_env.agents.tabular_training import (
     TableWatch,
     TabularConfig,
     few_threads,
     greedy,
     learn_on_table,
+    make_mdp,
     measured_frontier,
     summary,
 )
+from addiffusion_env.config import compose_config
 from addiffusion_env.envs.settings import EnvSettings, load_backbone
 from addiffusion_env.errors import ConfigError
 from addiffusion_env.observations.features import Observer
@@ -143,3 +147,19 @@ def test_unknown_settings_are_refused():
     with pytest.raises(ConfigError, match=r"tabular\.watch_every has been removed\n  -> leave it out"):
         TabularConfig.of({"watch_every": 5})
     assert TableWatch(mdp_on(planted(4)[0]), SETTINGS).history == []
+
+
+@pytest.mark.slow
+def test_the_recipe_of_make_train_learns_with_every_seed(tmp_path):
+    """Not only to accept every first image, which is the best constant behaviour at most costs."""
+    config = compose_config(train_sb3.CONFIGS, "train")
+    tabular = TabularConfig.of(config["tabular"])
+    recording = Recording(config["env"], tabular, tmp_path, tabular.lanes)
+    mdp = make_mdp(recording.table(), recording.settings)
+    for seed in range(4):
+        folder = tmp_path / str(seed)
+        folder.mkdir()
+        learn_on_table(mdp, recording.settings, tabular, config["algorithm"], seed, folder)
+        history = json.loads((folder / "table.json").read_text())
+        assert history[-1]["regret_to_constant"] < -0.04, seed
+        assert history[-1]["regret_to_oracle"] < 0.1, seed
