@@ -36,7 +36,7 @@ def check_lengths(prompts: Iterable[str], lengths: Iterable[int], limit: int) ->
         if length > limit:
             raise PromptError(
                 f"prompt of {length} tokens, the text window holds {limit} (special tokens included): {prompt[:60]!r}",
-                "shorten it, or drop its end by the backbone option truncate_prompts=true",
+                "shorten it, or set the backbone option truncate_prompts=true to drop its end",
             )
 
 
