@@ -24,6 +24,7 @@ def forked(work: Callable[[], object], log: Path) -> int:
         written = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(written, 1)
         os.dup2(written, 2)
+        sys.stdout = sys.stderr = os.fdopen(written, "w", buffering=1)  # pytest's own write into its capture
         work()
         status = 0
     except BaseException:
